@@ -1,0 +1,79 @@
+import type { Duplex } from 'node:stream';
+
+/** Why a machine ended. */
+export type ExitReason =
+  | 'shutdown' // the guest powered off, or wrote to the debug-exit port
+  | 'reset' // the guest asked for a reboot (i8042, reset register) and the machine does not reboot
+  | 'halt' // every vCPU executed HLT with interrupts disabled
+  | 'panic' // the guest's kernel reported a panic (pvpanic)
+  | 'crash' // triple fault, failed entry or an instruction KVM cannot run: see `crash`
+  | 'stopped'; // the host called stop() or close()
+
+/** What is known about a guest that crashed. */
+export interface CrashReport {
+  /** The KVM exit that ended it, such as `KVM_EXIT_SHUTDOWN`, with what it carries. */
+  cause: string;
+  vcpu: number;
+  /** General registers, RIP, RFLAGS and the control registers by their lower-case names. */
+  registers: Readonly<Record<string, bigint>>;
+  /** The bytes at RIP, up to 16; empty where RIP is not mapped. */
+  code: Uint8Array;
+  /** `code`, disassembled: one instruction a line, the first one at RIP. */
+  disassembly: readonly string[];
+}
+
+export interface MachineExit {
+  reason: ExitReason;
+  /** For a write to the debug-exit port: the byte the guest wrote. QEMU's process status for it is (value << 1) | 1. */
+  debugExit?: number;
+  crash?: CrashReport;
+}
+
+export interface MachineStats {
+  /** Exits from guest mode that reached user space, by KVM exit reason (`io`, `mmio`, `hlt` …). Empty under TCG. */
+  exits: Readonly<Record<string, number>>;
+  /** Accesses by device name. Empty under TCG. */
+  accesses: Readonly<Record<string, number>>;
+  /** Guest RAM in bytes. */
+  memoryBytes: number;
+  /** Console output lost because nobody read it, in bytes. */
+  consoleDroppedBytes: number;
+}
+
+export type MachineState = 'created' | 'running' | 'paused' | 'exited' | 'closed';
+
+/** What both machines are made from; already validated. Paths are absolute. */
+export interface MachineConfig {
+  kernelPath: string;
+  initrdPath?: string;
+  /** The whole kernel command line: nothing is added to it. */
+  cmdline: string;
+  cpus: number;
+  memoryBytes: number;
+}
+
+/**
+ * One virtual machine. `KvmMachine` and `QemuMachine` implement it; a program that uses this interface alone runs on both.
+ *
+ * A machine that was created holds its resources until `close()`, also after the guest has ended.
+ */
+export interface Machine extends AsyncDisposable {
+  readonly accel: 'kvm' | 'tcg';
+  readonly state: MachineState;
+  /** The guest's first serial port: what is written goes in, what the guest prints comes out. Ends when the guest does. */
+  readonly console: Duplex;
+  /** Resolves once, when the guest has ended for whatever reason; rejects only when the machine itself failed. */
+  readonly exited: Promise<MachineExit>;
+  /** @throws VmmError code "INVALID_STATE" when the machine was started before. */
+  start(): Promise<void>;
+  /** Stops the vCPUs where they are; returns when none runs. */
+  pause(): Promise<void>;
+  resume(): Promise<void>;
+  /** Starts the guest over from its kernel's first instruction, with memory and devices as new. */
+  reset(): Promise<void>;
+  /** Ends the guest at once; `exited` resolves with 'stopped' unless it had ended. Idempotent. */
+  stop(): Promise<void>;
+  stats(): Promise<MachineStats>;
+  /** Stops the guest and gives everything back. Idempotent; every other call afterwards throws code "CLOSED". */
+  close(): Promise<void>;
+}
