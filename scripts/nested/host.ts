@@ -1,0 +1,174 @@
+import { spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtemp, readFile, realpath, rm, writeFile } from 'node:fs/promises';
+import { tmpdir, totalmem } from 'node:os';
+import { join } from 'node:path';
+import type { Duplex } from 'node:stream';
+import { transpileModule, ModuleKind, ScriptTarget } from 'typescript';
+import { VmmError } from '../../src/errors.js';
+import { CpioWriter } from '../../src/guest/cpio.js';
+import { BUSYBOX_STATIC, ensureInstalled, findProgram, QEMU_X86, type OnProgress } from '../../src/guest/debian.js';
+import { findKernel } from '../../src/guest/kernel.js';
+import { resolveModules } from '../../src/guest/modules.js';
+import { shellQuote } from '../../src/guest/shell-quote.js';
+import { NestedClient, withResolvers, type RunOptions, type RunResult } from './client.js';
+
+export interface NestedHostOptions {
+  /** RAM of the nested host; the outer machine gives it page by page as it is used. Default: 10 GiB, if it has 12. */
+  memoryBytes?: number;
+  /** Default: 2. Each one is a busy thread of the outer machine. */
+  cpus?: number;
+  /** Limit for the nested host to come up. Default: 180 s, ten times what it takes on a small machine. */
+  bootTimeoutMs?: number;
+  onProgress?: OnProgress;
+  signal?: AbortSignal;
+}
+
+// Modules that these need come with them. kvm-amd: the KVM under test; the rest: reaching the outer machine's files and
+// this process, and devices that a VMM may want.
+const MODULES = ['kvm-amd', 'virtio_pci', 'virtio_console', '9p', '9pnet_virtio', 'overlay'];
+const DEVICE_MODULES = ['tun', 'dummy', 'vhost_net', 'vhost_vsock'];
+
+const GIB = 2 ** 30;
+const CONSOLE_TAIL_BYTES = 16_384;
+
+/**
+ * The nested KVM host: a Debian kernel with a faithful /dev/kvm (kvm-amd) under QEMU's TCG, on any x86-64 machine with or
+ * without KVM of its own. Commands run there as root, in a copy-on-write view of this machine's file system: what they
+ * write is gone with the host. There is no network but loopback.
+ *
+ * Files of this machine are expected to stay as they are while the host runs: it caches what it has seen of them.
+ *
+ * @example
+ * await using host = await NestedHost.start();
+ * const { exitCode, stdout } = await host.run(['npx', 'vmexit', 'doctor'], { timeoutMs: 60_000 });
+ */
+export class NestedHost implements AsyncDisposable {
+  readonly client: NestedClient;
+  readonly #qemu: ChildProcess;
+  readonly #exited: Promise<unknown>;
+  readonly #killQemu = () => void this.#qemu.kill('SIGKILL');
+
+  /** Boots it: about 8 s on a small machine, after the first time. */
+  static async start(options: NestedHostOptions = {}): Promise<NestedHost> {
+    const tools = {
+      ...(options.onProgress && { onProgress: options.onProgress }),
+      ...(options.signal && { signal: options.signal }),
+    };
+    const [qemuPath, busyboxPath] = (await ensureInstalled([QEMU_X86, BUSYBOX_STATIC], tools)) as [string, string];
+    // The cloud flavour has neither 9p nor KVM.
+    const kernel = await findKernel({ flavour: 'generic', ...tools });
+    options.onProgress?.(`booting the nested KVM host (Linux ${kernel.release}, TCG)`);
+    const initramfs = await buildInitramfs(kernel.modulesDir, busyboxPath);
+    options.signal?.throwIfAborted();
+
+    const directory = await mkdtemp(join(tmpdir(), 'vmexit-nested-'));
+    const initramfsPath = join(directory, 'initramfs.cpio');
+    try {
+      await writeFile(initramfsPath, initramfs);
+      const host = new NestedHost(await launch(qemuPath, kernel.vmlinuzPath, initramfsPath, options));
+      await host.#boot(options);
+      return host;
+    } finally {
+      await rm(directory, { recursive: true, force: true });
+    }
+  }
+
+  private constructor(qemu: ChildProcess) {
+    this.#qemu = qemu;
+    this.#exited = once(qemu, 'close').catch(() => undefined);
+    this.client = new NestedClient(qemu.stdio[3] as Duplex);
+    process.once('exit', this.#killQemu);
+  }
+
+  /** Runs a command in the nested host; several may run at once. */
+  run(command: readonly string[], options: RunOptions = {}): Promise<RunResult> {
+    return this.client.run(command, options);
+  }
+
+  /** Ends the nested host and everything in it; returns when no process of it is left. Idempotent. */
+  async stop(): Promise<void> {
+    this.client.close();
+    // Its disks are read-only or in its memory: there is nothing to shut down in order.
+    this.#killQemu();
+    await this.#exited;
+    process.off('exit', this.#killQemu);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop();
+  }
+
+  async #boot(options: NestedHostOptions): Promise<void> {
+    let said = Buffer.alloc(0);
+    for (const stream of [this.#qemu.stdout, this.#qemu.stderr]) {
+      stream!.on('data', (chunk: Buffer) => (said = Buffer.concat([said, chunk]).subarray(-CONSOLE_TAIL_BYTES)));
+    }
+    const limitMs = options.bootTimeoutMs ?? 180_000;
+    const { promise: cut, reject } = withResolvers<never>();
+    const timer = setTimeout(() => reject(new VmmError('TIMEOUT', `not up after ${limitMs} ms`)), limitMs);
+    const onAbort = () => reject(new VmmError('ABORTED', 'aborted', { cause: options.signal?.reason }));
+    options.signal?.addEventListener('abort', onAbort);
+    try {
+      await Promise.race([
+        this.client.ready,
+        cut,
+        once(this.#qemu, 'error').then(([error]) => Promise.reject(error as Error)),
+      ]);
+    } catch (error) {
+      await this.stop();
+      const console = said.toString().trim();
+      const { code, message } =
+        error instanceof VmmError ? error : { code: 'QEMU_FAILED' as const, message: String(error) };
+      throw new VmmError(code, `the nested KVM host: ${message}${console ? `\n${console}` : ''}`, { cause: error });
+    } finally {
+      clearTimeout(timer);
+      options.signal?.removeEventListener('abort', onAbort);
+    }
+  }
+}
+
+async function launch(
+  qemuPath: string,
+  kernelPath: string,
+  initramfsPath: string,
+  options: NestedHostOptions,
+): Promise<ChildProcess> {
+  const memoryBytes = options.memoryBytes ?? Math.min(10 * GIB, Math.floor(totalmem() * 0.8));
+  const args = [
+    qemuPath,
+    ...['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot'],
+    ...['-machine', 'q35', '-accel', 'tcg,thread=multi', '-cpu', 'max', '-smp', String(options.cpus ?? 2)],
+    ...['-m', `${Math.floor(memoryBytes / 2 ** 20)}M`],
+    ...['-kernel', kernelPath, '-initrd', initramfsPath, '-append', 'console=ttyS0 panic=-1 quiet'],
+    ...['-chardev', 'stdio,id=console,signal=off', '-serial', 'chardev:console'],
+    ...['-virtfs', 'local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap'],
+    ...['-device', 'virtio-serial-pci', '-chardev', 'socket,id=agent,fd=3'],
+    ...['-device', 'virtserialport,chardev=agent,name=vmexit.agent'],
+  ];
+  // The kernel then ends QEMU whatever becomes of this process, SIGKILL included.
+  const setpriv = await findProgram('setpriv');
+  if (setpriv) args.unshift(setpriv, '--pdeathsig', 'KILL');
+  // detached: Ctrl-C in the terminal reaches this process only, and it decides.
+  return spawn(args[0], args.slice(1), { stdio: ['ignore', 'pipe', 'pipe', 'pipe'], detached: true });
+}
+
+async function buildInitramfs(modulesDir: string, busyboxPath: string): Promise<Uint8Array> {
+  const modules = await resolveModules(modulesDir, [...MODULES, ...DEVICE_MODULES]);
+  const source = (name: string) => readFile(new URL(name, import.meta.url), 'utf8');
+  const archive = new CpioWriter()
+    .device('dev/console', 'char', 5, 1)
+    .file('init', await source('init.sh'), 0o755)
+    .file('bin/busybox', await readFile(busyboxPath), 0o755)
+    .file('modules/order', modules.map(({ name }) => `${name}\n`).join(''))
+    .file('nested/settings', `NODE=${shellQuote(await realpath(process.execPath))}\n`)
+    .file('nested/package.json', '{ "type": "module" }');
+  for (const { name, bytes } of modules) archive.file(`modules/${name}.ko`, bytes);
+  for (const name of ['agent', 'protocol']) {
+    const { outputText } = transpileModule(await source(`${name}.ts`), {
+      compilerOptions: { module: ModuleKind.ESNext, target: ScriptTarget.ES2022 },
+    });
+    archive.file(`nested/${name}.js`, outputText);
+  }
+  return archive.finish();
+}

@@ -1,0 +1,238 @@
+import { randomBytes } from 'node:crypto';
+import { access, mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
+import { constants } from 'node:fs';
+import { homedir } from 'node:os';
+import { delimiter, join } from 'node:path';
+import { execa } from 'execa';
+import { VmmError, type VmmErrorCode } from '../errors.js';
+
+/** Told what is being done, one short line at a time, when something takes long enough to be worth a word. */
+export type OnProgress = (line: string) => void;
+
+export interface DebianOptions {
+  onProgress?: OnProgress;
+  signal?: AbortSignal;
+}
+
+/** Programs that come with a Debian package: what to look for, and what to install when it is not there. */
+export interface Requirement {
+  /** Any one of these programs will do: a name looked up in PATH, or an absolute path. */
+  programs: readonly string[];
+  package: string;
+  /** The code of the error when it is missing and cannot be installed. Default: "IMAGE_NOT_FOUND". */
+  code?: VmmErrorCode;
+}
+
+export const QEMU_X86: Requirement = {
+  programs: ['qemu-system-x86_64'],
+  package: 'qemu-system-x86',
+  code: 'QEMU_UNAVAILABLE',
+};
+export const BUSYBOX_STATIC: Requirement = { programs: ['busybox'], package: 'busybox-static' };
+
+const ARCHITECTURE = 'amd64';
+const APT_ENV = { DEBIAN_FRONTEND: 'noninteractive', LC_ALL: 'C.UTF-8' };
+
+/** The directory for what was fetched: `$XDG_CACHE_HOME/vmexit`, else `~/.cache/vmexit`. Safe to delete at any time. */
+export function cacheDirectory(): string {
+  const base = process.env['XDG_CACHE_HOME'];
+  return join(base?.startsWith('/') ? base : join(homedir(), '.cache'), 'vmexit');
+}
+
+/** The full path of a program, or undefined where it is not installed. */
+export async function findProgram(name: string): Promise<string | undefined> {
+  const directories = (process.env['PATH'] ?? '').split(delimiter).filter((directory) => directory.startsWith('/'));
+  const candidates = name.startsWith('/') ? [name] : directories.map((directory) => join(directory, name));
+  for (const path of candidates) {
+    try {
+      await access(path, constants.X_OK);
+      if ((await stat(path)).isFile()) return path;
+    } catch {
+      // not here: look on
+    }
+  }
+  return undefined;
+}
+
+/**
+ * Sees to it that programs are there: as root on a system with apt, what is missing is installed, with nothing asked.
+ * @returns The full path of the program found for each requirement, in the same order.
+ * @throws VmmError with the requirement's code, naming the command to run, when that is not possible.
+ */
+export async function ensureInstalled(
+  requirements: readonly Requirement[],
+  options: DebianOptions = {},
+): Promise<string[]> {
+  const find = async () => {
+    const paths = await Promise.all(
+      requirements.map(async (r) => (await Promise.all(r.programs.map(findProgram))).find(Boolean)),
+    );
+    return { paths, missing: requirements.filter((_, i) => paths[i] === undefined) };
+  };
+  let { paths, missing } = await find();
+  if (missing.length > 0) {
+    const packages = missing.map((r) => r.package);
+    const fail = (why: string, cause?: unknown) => {
+      const programs = missing.map((r) => r.programs[0]).join(', ');
+      const command = `apt-get install --no-install-recommends ${packages.join(' ')}`;
+      return new VmmError(
+        missing[0].code ?? 'IMAGE_NOT_FOUND',
+        `${programs}: not installed${why}. Run: sudo ${command}`,
+        {
+          operation: 'apt-get install',
+          cause,
+        },
+      );
+    };
+    if (process.getuid?.() !== 0 || !(await findProgram('apt-get'))) throw fail('');
+    options.onProgress?.(`installing ${packages.join(', ')} (apt-get)`);
+    try {
+      await withPackageLists(packages, options, () =>
+        apt(['install', '-y', '-q', '--no-install-recommends', ...packages], options),
+      );
+    } catch (error) {
+      options.signal?.throwIfAborted();
+      throw fail(`, and installing failed (${lastLine(error)})`, error);
+    }
+    ({ paths, missing } = await find());
+    if (missing.length > 0) throw fail(', although its package was installed');
+  }
+  return paths as string[];
+}
+
+/**
+ * Fetches a Debian package with `apt-get download` and unpacks it into the cache, without installing it.
+ *
+ * A package that was fetched before is taken from the cache, whatever newer versions there may be: delete the cache to
+ * renew it. The directory appears under its final name only when it is complete, so several processes may do this at
+ * once, and a killed one leaves nothing that looks whole.
+ *
+ * @returns The directory that holds the package's files (`usr/`, `lib/`, `boot/` …).
+ * @throws VmmError "IMAGE_NOT_FOUND" when it is not cached and cannot be fetched.
+ */
+export async function downloadPackage(name: string, options: DebianOptions = {}): Promise<string> {
+  checkName(name);
+  const unpacked = join(cacheDirectory(), 'debian', name);
+  if (await exists(unpacked)) return unpacked;
+  if (!(await findProgram('apt-get'))) {
+    throw new VmmError('IMAGE_NOT_FOUND', `package ${name}: this system has no apt-get to fetch it with`);
+  }
+  const staging = join(cacheDirectory(), 'staging', `${name}-${randomBytes(6).toString('hex')}`);
+  await mkdir(staging, { recursive: true });
+  try {
+    options.onProgress?.(`fetching ${name} (apt-get download)`);
+    const qualified = `${name}:${ARCHITECTURE}`;
+    await withPackageLists([qualified], options, () => apt(['download', '-q', qualified], options, staging));
+    const archive = (await readdir(staging)).find((file) => file.endsWith('.deb'));
+    if (archive === undefined) throw new Error('apt-get download left no .deb file');
+    options.onProgress?.(`unpacking ${archive}`);
+    const root = join(staging, 'root');
+    await execa('dpkg-deb', ['-x', join(staging, archive), root], { stdin: 'ignore', ...cancel(options) });
+    await mkdir(join(cacheDirectory(), 'debian'), { recursive: true });
+    await rename(root, unpacked).catch(async (error: unknown) => {
+      // Another process finished first: its copy is as good.
+      if (!(await exists(unpacked))) throw error;
+    });
+    return unpacked;
+  } catch (error) {
+    options.signal?.throwIfAborted();
+    throw new VmmError('IMAGE_NOT_FOUND', `package ${name}: cannot be fetched (${lastLine(error)})`, {
+      operation: 'apt-get download',
+      cause: error,
+    });
+  } finally {
+    await rm(staging, { recursive: true, force: true });
+  }
+}
+
+/** Names of the packages that are unpacked in the cache. */
+export async function cachedPackages(): Promise<string[]> {
+  try {
+    return await readdir(join(cacheDirectory(), 'debian'));
+  } catch {
+    return [];
+  }
+}
+
+/**
+ * The packages that a metapackage (`linux-image-cloud-amd64`) depends on, by the package lists of this system.
+ * @throws VmmError "IMAGE_NOT_FOUND" when the package is unknown here.
+ */
+export async function packageDependencies(name: string, options: DebianOptions = {}): Promise<string[]> {
+  checkName(name);
+  const qualified = `${name}:${ARCHITECTURE}`;
+  try {
+    const { stdout } = await withPackageLists([qualified], options, () =>
+      execa('apt-cache', ['show', '--no-all-versions', qualified], {
+        env: APT_ENV,
+        stdin: 'ignore',
+        ...cancel(options),
+      }),
+    );
+    const depends = /^Depends: (.*)$/m.exec(stdout)?.[1] ?? '';
+    // "a (= 1.2) | b, c:any": the first alternative of each, without version and architecture
+    return depends
+      .split(',')
+      .map((d) =>
+        d
+          .split('|')[0]
+          .replace(/\(.*\)/, '')
+          .replace(/:.*/, '')
+          .trim(),
+      )
+      .filter(Boolean);
+  } catch (error) {
+    options.signal?.throwIfAborted();
+    throw new VmmError('IMAGE_NOT_FOUND', `package ${name}: not known to apt on this system (${lastLine(error)})`, {
+      operation: 'apt-cache show',
+      cause: error,
+    });
+  }
+}
+
+/** Runs `action`; when that fails and the package lists lack one of the packages, refreshes them and tries once more. */
+async function withPackageLists<T>(
+  packages: readonly string[],
+  options: DebianOptions,
+  action: () => PromiseLike<T>,
+): Promise<T> {
+  try {
+    return await action();
+  } catch (error) {
+    options.signal?.throwIfAborted();
+    // A list that knows the package may still name a version that the mirror has replaced; only root can refresh it.
+    if (process.getuid?.() !== 0) throw error;
+    options.onProgress?.(`refreshing the package lists for ${packages.join(', ')} (apt-get update)`);
+    await apt(['update', '-q'], options);
+    return await action();
+  }
+}
+
+async function apt(args: string[], options: DebianOptions, cwd?: string): Promise<void> {
+  await execa('apt-get', args, { env: APT_ENV, stdin: 'ignore', ...(cwd && { cwd }), ...cancel(options) });
+}
+
+function cancel(options: DebianOptions) {
+  return options.signal ? { cancelSignal: options.signal, forceKillAfterDelay: 2_000 } : {};
+}
+
+/** Names go to programs as arguments: one that starts with a dash must not become an option. */
+function checkName(name: string): void {
+  if (!/^[a-z0-9][a-z0-9+.-]+$/.test(name)) {
+    throw new VmmError('INVALID_ARGUMENT', `${JSON.stringify(name)} is no Debian package name`);
+  }
+}
+
+async function exists(path: string): Promise<boolean> {
+  return access(path).then(
+    () => true,
+    () => false,
+  );
+}
+
+/** What a failed program had to say, in one line. */
+function lastLine(error: unknown): string {
+  const { stderr, message } = error as { stderr?: unknown; message?: unknown };
+  const text = typeof stderr === 'string' && stderr.trim() !== '' ? stderr : String(message ?? error);
+  return text.trim().split('\n').at(-1)!;
+}
