@@ -1,0 +1,82 @@
+#include "bindings/addon.h"
+
+#include <uv.h>
+
+#include "bindings/arguments.h"
+#include "bindings/objects.h"
+
+namespace vmexit {
+
+AddonData::AddonData(Napi::Env env)
+    : env_(env),
+      uv_loop_([env] {
+        uv_loop_s* loop = nullptr;
+        napi_get_uv_event_loop(env, &loop);
+        return loop;
+      }()),
+      loop_(uv_loop_) {
+  no_op_ = Napi::Persistent(Napi::Function::New(env, [](const Napi::CallbackInfo&) {}));
+  env.AddCleanupHook([](AddonData* data) { data->Shutdown(); }, this);
+}
+
+void AddonData::Shutdown() {
+  if (watch_) Kicker::Get().Remove(*watch_);
+}
+
+Watch& AddonData::watch() {
+  if (!watch_) watch_ = Kicker::Get().Add(loop_.backend_fd());
+  return *watch_;
+}
+
+bool AddonData::CanRunJavaScript() {
+  Napi::HandleScope scope(env_);
+  napi_value receiver;
+  napi_get_undefined(env_, &receiver);
+  return napi_call_function(env_, receiver, no_op_.Value(), 0, nullptr, nullptr) == napi_ok;
+}
+
+ForeignBuffer::ForeignBuffer(Napi::Env env, std::shared_ptr<void> owner, void* data, size_t size)
+    : owner_(std::make_shared<std::shared_ptr<void>>(std::move(owner))) {
+  auto buffer = Napi::ArrayBuffer::New(
+      env, data, size, [](Napi::Env, void*, std::shared_ptr<std::shared_ptr<void>>* hint) { delete hint; },
+      new std::shared_ptr<std::shared_ptr<void>>(owner_));
+  buffer_ = Napi::Weak(buffer);
+}
+
+Napi::Value ForeignBuffer::Get(Napi::Env env) {
+  if (buffer_.IsEmpty()) return env.Undefined();
+  Napi::ArrayBuffer buffer = buffer_.Value();
+  return buffer.IsEmpty() ? env.Undefined() : Napi::Value(buffer);
+}
+
+void ForeignBuffer::Detach(Napi::Env env) {
+  Napi::HandleScope scope(env);
+  Napi::Value buffer = Get(env);
+  if (buffer.IsArrayBuffer() && !buffer.As<Napi::ArrayBuffer>().IsDetached()) buffer.As<Napi::ArrayBuffer>().Detach();
+  if (owner_) owner_->reset();
+}
+
+// kick(token): whether there is such a vCPU.
+static Napi::Value KickByToken(const Napi::CallbackInfo& info) {
+  return Guarded(info.Env(), [&] {
+    auto vcpu = Vcpu::Find(IntegerArgument(info, 0));
+    if (vcpu) vcpu->Kick();
+    return Napi::Boolean::New(info.Env(), vcpu != nullptr);
+  });
+}
+
+static Napi::Object Init(Napi::Env env, Napi::Object exports) {
+  auto* data = new AddonData(env);
+  env.SetInstanceData(data);
+  exports.Set("System", SystemObject::Define(env));
+  exports.Set("Memory", MemoryObject::Define(env));
+  exports.Set("EventFd", EventFdObject::Define(env));
+  exports.Set("kick", Napi::Function::New(env, KickByToken, "kick"));
+  VmObject::Define(env);
+  VcpuObject::Define(env);
+  return exports;
+}
+
+NODE_API_MODULE(vmexit, Init)
+
+}  // namespace vmexit

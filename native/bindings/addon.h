@@ -1,0 +1,42 @@
+#ifndef VMEXIT_BINDINGS_ADDON_H_
+#define VMEXIT_BINDINGS_ADDON_H_
+
+#include <napi.h>
+
+#include <memory>
+
+#include "threads/kicker.h"
+#include "threads/uv_loop.h"
+
+namespace vmexit {
+
+// What one JavaScript environment (the main thread or a worker) owns. LIFETIME: ends with its environment.
+class AddonData {
+ public:
+  explicit AddonData(Napi::Env env);
+  static AddonData& Of(Napi::Env env) { return *env.GetInstanceData<AddonData>(); }
+
+  UvLoop& loop() { return loop_; }
+  uv_loop_s* uv_loop() { return uv_loop_; }
+  // This environment's watch, registered on first use. Throws SystemError.
+  Watch& watch();
+  // False once the environment is being torn down (worker.terminate(), process.exit()).
+  bool CanRunJavaScript();
+
+  Napi::FunctionReference vm_constructor;
+  Napi::FunctionReference vcpu_constructor;
+  Napi::FunctionReference memory_constructor;
+
+ private:
+  void Shutdown();
+
+  Napi::Env env_;
+  uv_loop_s* uv_loop_;
+  UvLoop loop_;
+  std::shared_ptr<Watch> watch_;
+  Napi::FunctionReference no_op_;
+};
+
+}  // namespace vmexit
+
+#endif  // VMEXIT_BINDINGS_ADDON_H_

@@ -1,0 +1,92 @@
+#include "bindings/arguments.h"
+#include "bindings/objects.h"
+
+namespace vmexit {
+
+Napi::Function MemoryObject::Define(Napi::Env env) {
+  Napi::Function constructor = DefineClass(env, "Memory",
+                                           {
+                                               InstanceMethod<&MemoryObject::Buffer>("buffer"),
+                                               InstanceMethod<&MemoryObject::Fd>("fd"),
+                                               InstanceMethod<&MemoryObject::Token>("token"),
+                                               InstanceMethod<&MemoryObject::Size>("size"),
+                                               InstanceMethod<&MemoryObject::Close>("close"),
+                                           });
+  AddonData::Of(env).memory_constructor = Napi::Persistent(constructor);
+  return constructor;
+}
+
+// new Memory(size): new guest memory. new Memory(0, token): the memory that another environment of this process made.
+MemoryObject::MemoryObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
+  Guarded(info.Env(), [&] {
+    if (info.Length() < 2) {
+      mapping_ = Mapping::Create(IntegerArgument(info, 0, size_t{1} << 52));
+      return;
+    }
+    mapping_ = Mapping::Find(IntegerArgument(info, 1));
+    if (!mapping_) throw ClosedError("the guest memory");
+    Napi::Env env = info.Env();
+    revoke_ = Napi::ThreadSafeFunction::New(env, Napi::Function::New(env, [](const Napi::CallbackInfo&) {}),
+                                            "vmexit:revoke", 0, 1);
+    revoke_.Unref(env);
+    revocation_ = mapping_->AddClaim([this] {
+      // The claim is removed before this object goes, and revoke_ is released after that.
+      revoke_.NonBlockingCall([this](Napi::Env env, Napi::Function) { Release(env); });
+    });
+  });
+}
+
+// The ArrayBuffers stay: whoever still holds one keeps the mapping.
+MemoryObject::~MemoryObject() { Unclaim(); }
+
+// buffer(offset, length) -> ArrayBuffer over that part; detached by close()
+Napi::Value MemoryObject::Buffer(const Napi::CallbackInfo& info) {
+  return Guarded(info.Env(), [&] {
+    size_t size = mapping()->size();
+    uint64_t offset = IntegerArgument(info, 0, size);
+    uint64_t length = IntegerArgument(info, 1, size - offset);
+    if (length == 0) throw ArgumentError("a buffer needs at least one byte");
+    buffers_.emplace_back(info.Env(), mapping_, mapping_->data() + offset, length);
+    return buffers_.back().Get(info.Env());
+  });
+}
+
+Napi::Value MemoryObject::Fd(const Napi::CallbackInfo& info) {
+  return Guarded(info.Env(), [&] { return Napi::Number::New(info.Env(), mapping()->fd()); });
+}
+
+Napi::Value MemoryObject::Token(const Napi::CallbackInfo& info) {
+  return Guarded(info.Env(), [&] { return Napi::Number::New(info.Env(), static_cast<double>(mapping()->token())); });
+}
+
+Napi::Value MemoryObject::Size(const Napi::CallbackInfo& info) {
+  return Guarded(info.Env(), [&] { return Napi::Number::New(info.Env(), static_cast<double>(mapping()->size())); });
+}
+
+// close(): detaches this environment's buffers, and has every other environment detach its own.
+Napi::Value MemoryObject::Close(const Napi::CallbackInfo& info) {
+  if (mapping_ && revocation_ == 0) mapping_->RevokeClaims();
+  Release(info.Env());
+  return info.Env().Undefined();
+}
+
+void MemoryObject::Release(Napi::Env env) {
+  if (!mapping_) return;
+  Unclaim();
+  for (ForeignBuffer& buffer : buffers_) buffer.Detach(env);
+  buffers_.clear();
+  mapping_.reset();
+}
+
+void MemoryObject::Unclaim() {
+  if (!mapping_ || revocation_ == 0) return;
+  mapping_->RemoveClaim(revocation_);
+  revoke_.Release();
+}
+
+const std::shared_ptr<Mapping>& MemoryObject::mapping() const {
+  if (!mapping_) throw ClosedError("GuestMemory");
+  return mapping_;
+}
+
+}  // namespace vmexit

@@ -1,0 +1,142 @@
+#ifndef VMEXIT_BINDINGS_OBJECTS_H_
+#define VMEXIT_BINDINGS_OBJECTS_H_
+
+#include <napi.h>
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "bindings/addon.h"
+#include "kvm/mapping.h"
+#include "kvm/unique_fd.h"
+#include "kvm/vcpu.h"
+#include "kvm/vm.h"
+
+// The JavaScript classes of the addon; src/native/addon.ts is their typed contract. Each throws ClosedError after
+// close(), which is idempotent; garbage collection and the end of a worker close what was left open.
+namespace vmexit {
+
+// An ArrayBuffer over memory of ours that can be taken away.
+//
+// LIFETIME: keeps `owner` until Detach() or until the ArrayBuffer is collected, whichever comes first.
+class ForeignBuffer {
+ public:
+  ForeignBuffer() = default;
+  ForeignBuffer(Napi::Env env, std::shared_ptr<void> owner, void* data, size_t size);
+  Napi::Value Get(Napi::Env env);  // undefined once collected
+  void Detach(Napi::Env env);
+
+ private:
+  Napi::Reference<Napi::ArrayBuffer> buffer_;
+  std::shared_ptr<std::shared_ptr<void>> owner_;
+};
+
+// /dev/kvm.
+class SystemObject : public Napi::ObjectWrap<SystemObject> {
+ public:
+  static Napi::Function Define(Napi::Env env);
+  explicit SystemObject(const Napi::CallbackInfo& info);
+
+ private:
+  Napi::Value Ioctl(const Napi::CallbackInfo& info);
+  Napi::Value CreateVm(const Napi::CallbackInfo& info);
+  Napi::Value Close(const Napi::CallbackInfo& info);
+  int fd() const;
+
+  UniqueFd fd_;
+};
+
+class VmObject : public Napi::ObjectWrap<VmObject> {
+ public:
+  static Napi::Function Define(Napi::Env env);
+  explicit VmObject(const Napi::CallbackInfo& info);
+
+ private:
+  Napi::Value Ioctl(const Napi::CallbackInfo& info);
+  Napi::Value SetSlot(const Napi::CallbackInfo& info);
+  Napi::Value RemoveSlot(const Napi::CallbackInfo& info);
+  Napi::Value DirtyLog(const Napi::CallbackInfo& info);
+  Napi::Value CreateVcpu(const Napi::CallbackInfo& info);
+  Napi::Value Close(const Napi::CallbackInfo& info);
+  Vm& vm() const;
+
+  std::shared_ptr<Vm> vm_;
+};
+
+class VcpuObject : public Napi::ObjectWrap<VcpuObject> {
+ public:
+  static Napi::Function Define(Napi::Env env);
+  explicit VcpuObject(const Napi::CallbackInfo& info);
+  ~VcpuObject() override;
+
+ private:
+  Napi::Value Ioctl(const Napi::CallbackInfo& info);
+  Napi::Value Run(const Napi::CallbackInfo& info);
+  Napi::Value RunInline(const Napi::CallbackInfo& info);
+  Napi::Value CompletePending(const Napi::CallbackInfo& info);
+  Napi::Value Kick(const Napi::CallbackInfo& info);
+  Napi::Value KvmRun(const Napi::CallbackInfo& info);
+  Napi::Value Token(const Napi::CallbackInfo& info);
+  Napi::Value Close(const Napi::CallbackInfo& info);
+  Vcpu& vcpu() const;
+  Napi::Value YieldToLoop(Napi::Env env, Watch& watch);
+  [[noreturn]] void ThrowRunError(int error) const;
+
+  std::shared_ptr<Vcpu> vcpu_;
+  ForeignBuffer kvm_run_;
+
+  // The inline run's present turn: what was known of the event loop when it began.
+  bool in_turn_ = false;
+  uint64_t turn_activity_ = 0;
+  int64_t turn_owed_ns_ = UvLoop::kNever;
+};
+
+class MemoryObject : public Napi::ObjectWrap<MemoryObject> {
+ public:
+  static Napi::Function Define(Napi::Env env);
+  explicit MemoryObject(const Napi::CallbackInfo& info);
+  ~MemoryObject() override;
+  // Throws ClosedError.
+  const std::shared_ptr<Mapping>& mapping() const;
+
+ private:
+  Napi::Value Buffer(const Napi::CallbackInfo& info);
+  Napi::Value Fd(const Napi::CallbackInfo& info);
+  Napi::Value Token(const Napi::CallbackInfo& info);
+  Napi::Value Size(const Napi::CallbackInfo& info);
+  Napi::Value Close(const Napi::CallbackInfo& info);
+  void Release(Napi::Env env);
+  void Unclaim();
+
+  std::shared_ptr<Mapping> mapping_;
+  std::vector<ForeignBuffer> buffers_;
+  // Set where this object was attached to another environment's memory: revokes it when the creator closes.
+  uint64_t revocation_ = 0;
+  Napi::ThreadSafeFunction revoke_;
+};
+
+// An eventfd.
+class EventFdObject : public Napi::ObjectWrap<EventFdObject> {
+ public:
+  static Napi::Function Define(Napi::Env env);
+  explicit EventFdObject(const Napi::CallbackInfo& info);
+  ~EventFdObject() override;
+
+ private:
+  Napi::Value Read(const Napi::CallbackInfo& info);
+  Napi::Value Write(const Napi::CallbackInfo& info);
+  Napi::Value OnReadable(const Napi::CallbackInfo& info);
+  Napi::Value Fd(const Napi::CallbackInfo& info);
+  Napi::Value Close(const Napi::CallbackInfo& info);
+  int fd() const;
+  void StopPolling();
+
+  struct Polling;
+  UniqueFd fd_;
+  Polling* polling_ = nullptr;
+};
+
+}  // namespace vmexit
+
+#endif  // VMEXIT_BINDINGS_OBJECTS_H_

@@ -1,0 +1,84 @@
+#include "bindings/arguments.h"
+#include "bindings/objects.h"
+
+namespace vmexit {
+
+Napi::Function VmObject::Define(Napi::Env env) {
+  Napi::Function constructor = DefineClass(env, "Vm",
+                                           {
+                                               InstanceMethod<&VmObject::Ioctl>("ioctl"),
+                                               InstanceMethod<&VmObject::SetSlot>("setSlot"),
+                                               InstanceMethod<&VmObject::RemoveSlot>("removeSlot"),
+                                               InstanceMethod<&VmObject::DirtyLog>("dirtyLog"),
+                                               InstanceMethod<&VmObject::CreateVcpu>("createVcpu"),
+                                               InstanceMethod<&VmObject::Close>("close"),
+                                           });
+  AddonData::Of(env).vm_constructor = Napi::Persistent(constructor);
+  return constructor;
+}
+
+// Only SystemObject::CreateVm holds the constructor: the External is its own.
+VmObject::VmObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
+  Guarded(info.Env(), [&] {
+    if (!info[0].IsExternal()) throw ArgumentError("a Vm is made by System.createVm()");
+    vm_ = *info[0].As<Napi::External<std::shared_ptr<Vm>>>().Data();
+  });
+}
+
+Napi::Value VmObject::Ioctl(const Napi::CallbackInfo& info) {
+  return Guarded(info.Env(), [&] { return IoctlArguments(info, FdLevel::kVm, vm().fd()); });
+}
+
+// setSlot(slot, flags, gpa, memory, offset, size)
+Napi::Value VmObject::SetSlot(const Napi::CallbackInfo& info) {
+  return Guarded(info.Env(), [&] {
+    auto slot = static_cast<uint32_t>(IntegerArgument(info, 0, UINT32_MAX));
+    auto flags = static_cast<uint32_t>(IntegerArgument(info, 1, UINT32_MAX));
+    uint64_t gpa = IntegerArgument(info, 2);
+    if (!info[3].IsObject() ||
+        !info[3].As<Napi::Object>().InstanceOf(AddonData::Of(info.Env()).memory_constructor.Value())) {
+      throw ArgumentError("argument 4 must be a Memory");
+    }
+    MemoryObject* memory = MemoryObject::Unwrap(info[3].As<Napi::Object>());
+    vm().SetSlot(slot, flags, gpa, memory->mapping(), IntegerArgument(info, 4), IntegerArgument(info, 5));
+    return info.Env().Undefined();
+  });
+}
+
+Napi::Value VmObject::RemoveSlot(const Napi::CallbackInfo& info) {
+  return Guarded(info.Env(), [&] {
+    vm().RemoveSlot(static_cast<uint32_t>(IntegerArgument(info, 0, UINT32_MAX)));
+    return info.Env().Undefined();
+  });
+}
+
+// dirtyLog(slot) -> BigUint64Array
+Napi::Value VmObject::DirtyLog(const Napi::CallbackInfo& info) {
+  return Guarded(info.Env(), [&]() -> Napi::Value {
+    auto words = vm().DirtyLog(static_cast<uint32_t>(IntegerArgument(info, 0, UINT32_MAX)));
+    auto array = Napi::BigUint64Array::New(info.Env(), words.size());
+    std::copy(words.begin(), words.end(), array.Data());
+    return array;
+  });
+}
+
+Napi::Value VmObject::CreateVcpu(const Napi::CallbackInfo& info) {
+  return Guarded(info.Env(), [&]() -> Napi::Value {
+    vm();
+    auto vcpu = Vcpu::Create(vm_, static_cast<uint32_t>(IntegerArgument(info, 0, UINT32_MAX)));
+    return AddonData::Of(info.Env())
+        .vcpu_constructor.New({Napi::External<std::shared_ptr<Vcpu>>::New(info.Env(), &vcpu)});
+  });
+}
+
+Napi::Value VmObject::Close(const Napi::CallbackInfo& info) {
+  vm_.reset();
+  return info.Env().Undefined();
+}
+
+Vm& VmObject::vm() const {
+  if (!vm_) throw ClosedError("Vm");
+  return *vm_;
+}
+
+}  // namespace vmexit

@@ -1,0 +1,51 @@
+#include "kvm/mapping.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include "kvm/error.h"
+#include "kvm/registry.h"
+
+namespace vmexit {
+
+std::shared_ptr<Mapping> Mapping::Create(size_t size) {
+  UniqueFd fd(memfd_create("vmexit-guest-memory", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!fd) throw SystemError("memfd_create");
+  if (ftruncate(fd.get(), static_cast<off_t>(size)) != 0) throw SystemError("ftruncate(memfd)");
+  // Nobody we share the memfd with may shrink it under us: an access past its end would be a SIGBUS here.
+  if (fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) throw SystemError("F_ADD_SEALS");
+  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd.get(), 0);
+  if (data == MAP_FAILED) throw SystemError("mmap(memfd)");
+  // A child process has no business with guest memory, and copying page tables for it would make every spawn slow.
+  madvise(data, size, MADV_DONTFORK);
+  std::shared_ptr<Mapping> mapping(new Mapping(std::move(fd), static_cast<uint8_t*>(data), size));
+  mapping->token_ = Registry<Mapping>::Get().Add(mapping);
+  return mapping;
+}
+
+std::shared_ptr<Mapping> Mapping::Find(uint64_t token) { return Registry<Mapping>::Get().Find(token); }
+
+Mapping::Mapping(UniqueFd fd, uint8_t* data, size_t size) : fd_(std::move(fd)), data_(data), size_(size), token_(0) {}
+
+uint64_t Mapping::AddClaim(std::function<void()> revoke) {
+  std::lock_guard lock(claims_mutex_);
+  claims_.emplace(++last_claim_, std::move(revoke));
+  return last_claim_;
+}
+
+void Mapping::RemoveClaim(uint64_t claim) {
+  std::lock_guard lock(claims_mutex_);
+  claims_.erase(claim);
+}
+
+void Mapping::RevokeClaims() {
+  std::lock_guard lock(claims_mutex_);
+  for (auto& [claim, revoke] : claims_) revoke();
+}
+
+Mapping::~Mapping() {
+  Registry<Mapping>::Get().Remove(token_);
+  munmap(data_, size_);
+}
+
+}  // namespace vmexit

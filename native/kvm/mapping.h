@@ -1,0 +1,54 @@
+#ifndef VMEXIT_KVM_MAPPING_H_
+#define VMEXIT_KVM_MAPPING_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "kvm/unique_fd.h"
+
+namespace vmexit {
+
+// Guest RAM: a memfd, mapped shared, excluded from fork().
+//
+// LIFETIME: shared by every VM that has a slot over it and by every ArrayBuffer made from it, and unmapped with the last
+// of them. A slot must never outlive its mapping: the kernel would let the guest into whatever is mapped there next.
+class Mapping {
+ public:
+  // size: bytes, a multiple of the page size. Throws SystemError.
+  static std::shared_ptr<Mapping> Create(size_t size);
+  // A mapping that is alive in this process, by its token; null when it is gone.
+  static std::shared_ptr<Mapping> Find(uint64_t token);
+  ~Mapping();
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+
+  uint8_t* data() const { return data_; }
+  size_t size() const { return size_; }
+  int fd() const { return fd_.get(); }
+  uint64_t token() const { return token_; }
+
+  // Another environment's claim on the mapping: `revoke` is called, on any thread, when the creator closes its memory.
+  // Returns the claim's number.
+  uint64_t AddClaim(std::function<void()> revoke);
+  void RemoveClaim(uint64_t claim);
+  void RevokeClaims();
+
+ private:
+  Mapping(UniqueFd fd, uint8_t* data, size_t size);
+
+  UniqueFd fd_;
+  uint8_t* data_;
+  size_t size_;
+  uint64_t token_;
+  std::mutex claims_mutex_;
+  std::map<uint64_t, std::function<void()>> claims_;
+  uint64_t last_claim_ = 0;
+};
+
+}  // namespace vmexit
+
+#endif  // VMEXIT_KVM_MAPPING_H_

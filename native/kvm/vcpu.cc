@@ -1,0 +1,94 @@
+#include "kvm/vcpu.h"
+
+#include <csignal>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include "kvm/error.h"
+#include "kvm/registry.h"
+
+namespace vmexit {
+namespace {
+
+// Its only purpose is to make KVM_RUN return. A real-time signal, away from those that Node, V8 and libuv use.
+int KickSignal() { return SIGRTMIN + 6; }
+
+void InstallKickHandler() {
+  struct sigaction action = {};
+  action.sa_handler = [](int) {};
+  sigaction(KickSignal(), &action, nullptr);
+}
+
+// The calling thread's id, with the kick signal unblocked on it.
+pid_t PrepareThread() {
+  static std::once_flag installed;
+  std::call_once(installed, InstallKickHandler);
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, KickSignal());
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+  return static_cast<pid_t>(syscall(SYS_gettid));
+}
+
+}  // namespace
+
+std::shared_ptr<Vcpu> Vcpu::Create(std::shared_ptr<Vm> vm, uint32_t id) {
+  UniqueFd fd(ioctl(vm->fd(), KVM_CREATE_VCPU, static_cast<unsigned long>(id)));
+  if (!fd) throw SystemError("KVM_CREATE_VCPU");
+  size_t run_size = vm->vcpu_mmap_size();
+  void* run = mmap(nullptr, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  if (run == MAP_FAILED) throw SystemError("mmap(kvm_run)");
+  madvise(run, run_size, MADV_DONTFORK);
+  std::shared_ptr<Vcpu> vcpu(new Vcpu(std::move(vm), std::move(fd), static_cast<kvm_run*>(run), run_size));
+  vcpu->token_ = Registry<Vcpu>::Get().Add(vcpu);
+  return vcpu;
+}
+
+std::shared_ptr<Vcpu> Vcpu::Find(uint64_t token) { return Registry<Vcpu>::Get().Find(token); }
+
+Vcpu::Vcpu(std::shared_ptr<Vm> vm, UniqueFd fd, kvm_run* run, size_t run_size)
+    : vm_(std::move(vm)), fd_(std::move(fd)), run_(run), run_size_(run_size) {}
+
+Vcpu::~Vcpu() {
+  Close();
+  Registry<Vcpu>::Get().Remove(token_);
+}
+
+int Vcpu::Run() {
+  thread_local const pid_t thread = PrepareThread();
+  running_thread_.store(thread, std::memory_order_seq_cst);
+  int result = ioctl(fd(), KVM_RUN, 0);
+  int error = result < 0 ? errno : 0;
+  running_thread_.store(0, std::memory_order_seq_cst);
+  if (error == 0) return 0;
+  // Cleared only when the interruption is reported: one that raced with an ordinary exit stays for the next call.
+  if (error == EINTR) __atomic_store_n(&run_->immediate_exit, 0, __ATOMIC_SEQ_CST);
+  return -error;
+}
+
+void Vcpu::Kick() {
+  kicked_.store(true);
+  Interrupt();
+}
+
+void Vcpu::Interrupt() {
+  std::lock_guard lock(mutex_);
+  if (run_ == nullptr) return;
+  // immediate_exit first: a thread that is about to enter KVM_RUN sees it, one that is inside gets the signal.
+  __atomic_store_n(&run_->immediate_exit, 1, __ATOMIC_SEQ_CST);
+  if (pid_t thread = running_thread_.load(std::memory_order_seq_cst)) {
+    syscall(SYS_tgkill, getpid(), thread, KickSignal());
+  }
+}
+
+void Vcpu::Close() {
+  std::lock_guard lock(mutex_);
+  if (run_ == nullptr) return;
+  munmap(run_, run_size_);
+  run_ = nullptr;
+  fd_.Reset();
+  vm_.reset();
+}
+
+}  // namespace vmexit

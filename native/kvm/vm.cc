@@ -1,0 +1,53 @@
+#include "kvm/vm.h"
+
+#include "kvm/kvm_header.h"
+#include <sys/ioctl.h>
+
+#include <utility>
+
+#include "kvm/error.h"
+
+namespace vmexit {
+namespace {
+
+constexpr uint64_t kPageSize = 4096;
+
+}  // namespace
+
+Vm::Vm(UniqueFd fd, size_t vcpu_mmap_size) : fd_(std::move(fd)), vcpu_mmap_size_(vcpu_mmap_size) {}
+
+size_t Vm::XsaveSize() const {
+  int size = ioctl(fd(), KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
+  return size > static_cast<int>(sizeof(kvm_xsave)) ? static_cast<size_t>(size) : sizeof(kvm_xsave);
+}
+
+void Vm::SetSlot(uint32_t slot, uint32_t flags, uint64_t gpa, std::shared_ptr<Mapping> mapping, uint64_t offset,
+                 uint64_t size) {
+  if (size == 0 || size % kPageSize || offset % kPageSize || offset > mapping->size() ||
+      size > mapping->size() - offset) {
+    throw ArgumentError("memory slot reaches outside its mapping");
+  }
+  kvm_userspace_memory_region region = {slot, flags, gpa, size, reinterpret_cast<uint64_t>(mapping->data() + offset)};
+  if (ioctl(fd(), KVM_SET_USER_MEMORY_REGION, &region) != 0) throw SystemError("KVM_SET_USER_MEMORY_REGION");
+  slots_[slot] = {std::move(mapping), size};
+}
+
+void Vm::RemoveSlot(uint32_t slot) {
+  if (slots_.find(slot) == slots_.end()) return;
+  kvm_userspace_memory_region region = {slot, 0, 0, 0, 0};
+  if (ioctl(fd(), KVM_SET_USER_MEMORY_REGION, &region) != 0) throw SystemError("KVM_SET_USER_MEMORY_REGION");
+  slots_.erase(slot);
+}
+
+std::vector<uint64_t> Vm::DirtyLog(uint32_t slot) const {
+  auto found = slots_.find(slot);
+  if (found == slots_.end()) throw ArgumentError("no such memory slot");
+  std::vector<uint64_t> bitmap((found->second.size / kPageSize + 63) / 64);
+  kvm_dirty_log log = {};
+  log.slot = slot;
+  log.dirty_bitmap = bitmap.data();
+  if (ioctl(fd(), KVM_GET_DIRTY_LOG, &log) != 0) throw SystemError("KVM_GET_DIRTY_LOG");
+  return bitmap;
+}
+
+}  // namespace vmexit

@@ -1,0 +1,52 @@
+#ifndef VMEXIT_THREADS_UV_LOOP_H_
+#define VMEXIT_THREADS_UV_LOOP_H_
+
+#include <cstdint>
+#include <functional>
+
+struct uv_loop_s;
+
+namespace vmexit {
+
+// What the run loop must know of its thread's event loop. uv_loop.cc is the only file that calls libuv.
+class UvLoop {
+ public:
+  static constexpr int64_t kNever = INT64_MAX;
+
+  explicit UvLoop(uv_loop_s* loop) : loop_(loop) {}
+
+  // Becomes readable when the loop has an I/O event to deliver.
+  int backend_fd() const;
+  // When the loop next has something to do of its own accord: CLOCK_MONOTONIC in ns, 0 for now, or kNever.
+  int64_t DeadlineNs() const;
+  // Changes when a handle or request was started or has ended. The loop only begins to watch a new handle's fd in its
+  // next turn, so a change means that it is owed one.
+  uint64_t Activity() const;
+
+ private:
+  uv_loop_s* loop_;
+};
+
+// Calls back on the loop's thread while an fd is readable.
+//
+// LIFETIME: Stop() or the destructor ends the callbacks at once; libuv's handle frees itself a turn later.
+class FdPoll {
+ public:
+  // Throws SystemError where the fd cannot be polled.
+  FdPoll(uv_loop_s* loop, int fd, std::function<void()> on_readable);
+  ~FdPoll() { Stop(); }
+  FdPoll(const FdPoll&) = delete;
+  FdPoll& operator=(const FdPoll&) = delete;
+  void Stop() { Stop(nullptr); }
+  // then: called once libuv has let go of the handle.
+  void Stop(std::function<void()> then);
+  void Unref();
+
+ private:
+  struct Handle;
+  Handle* handle_;
+};
+
+}  // namespace vmexit
+
+#endif  // VMEXIT_THREADS_UV_LOOP_H_

@@ -1,0 +1,35 @@
+import { VmmError } from '../errors.js';
+import { LAYOUT } from './abi.js';
+import { decode, encode, sizeOf, type Struct } from './struct.js';
+
+/** One CPUID leaf: `function` is EAX and `index` ECX on input; `flags` bit 0 says that the index counts. */
+export type CpuidEntry = Struct<'kvm_cpuid_entry2'>;
+
+const HEADER_BYTES = LAYOUT['kvm_cpuid2.entries'];
+const ENTRY_BYTES = sizeOf('kvm_cpuid_entry2');
+
+/** A struct kvm_cpuid2 with room for `capacity` entries; nent is the capacity, as KVM wants it for reading. */
+export function encodeCpuid(entries: readonly CpuidEntry[], capacity: number): Uint8Array {
+  const bytes = new Uint8Array(HEADER_BYTES + capacity * ENTRY_BYTES);
+  new DataView(bytes.buffer).setUint32(0, capacity, true);
+  entries.forEach((entry, i) => encode('kvm_cpuid_entry2', entry, bytes, HEADER_BYTES + i * ENTRY_BYTES));
+  return bytes;
+}
+
+export function decodeCpuid(bytes: Uint8Array): CpuidEntry[] {
+  const count = new DataView(bytes.buffer).getUint32(0, true);
+  return Array.from({ length: count }, (_, i) => decode('kvm_cpuid_entry2', bytes, HEADER_BYTES + i * ENTRY_BYTES));
+}
+
+/** Calls with twice the room as long as the kernel (E2BIG) or the addon says that it was too little. */
+export function growing<T>(size: number, limit: number, call: (size: number) => T): T {
+  for (;;) {
+    try {
+      return call(size);
+    } catch (error) {
+      const tooSmall = error instanceof VmmError && (error.errno === 'E2BIG' || error.code === 'INVALID_ARGUMENT');
+      if (!tooSmall || size >= limit) throw error;
+      size *= 2;
+    }
+  }
+}

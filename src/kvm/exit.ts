@@ -1,0 +1,320 @@
+import { KVM_EXIT, KVM_INTERNAL_ERROR, KVM_SYSTEM_EVENT, LAYOUT } from './abi.js';
+
+/**
+ * Why `KVM_RUN` returned (KVM API 5, "The kvm_run structure"): a closed union, told apart by `reason`.
+ *
+ * Each vCPU has one object a reason, whose properties read and write its kvm_run page in place. All of it is borrowed:
+ * valid until the next run, and no longer than the vCPU is open; copy what you keep. After close the values are undefined
+ * or the access throws a TypeError.
+ */
+export type VmExit =
+  | IoExit
+  | MmioExit
+  | DebugExit
+  | HypercallExit
+  | MsrExit
+  | InternalErrorExit
+  | FailEntryExit
+  | SystemEventExit
+  | HltExit
+  | ShutdownExit
+  | IntrExit
+  | UnknownExit;
+
+/** KVM_EXIT_HLT: HLT without an in-kernel irqchip. */
+export interface HltExit {
+  readonly reason: 'hlt';
+}
+/** KVM_EXIT_SHUTDOWN: a triple fault. */
+export interface ShutdownExit {
+  readonly reason: 'shutdown';
+}
+/** The run was kicked, or its timeout is over. */
+export interface IntrExit {
+  readonly reason: 'intr';
+}
+/** An exit this package has no type for; `code` is KVM's number. */
+export interface UnknownExit {
+  readonly reason: 'unknown';
+  readonly code: number;
+}
+
+/** Views of one vCPU's kvm_run pages. */
+class Views {
+  readonly u8: Uint8Array;
+  readonly u16: Uint16Array;
+  readonly u32: Uint32Array;
+  readonly u64: BigUint64Array;
+
+  constructor(kvmRun: ArrayBuffer) {
+    this.u8 = new Uint8Array(kvmRun);
+    this.u16 = new Uint16Array(kvmRun);
+    this.u32 = new Uint32Array(kvmRun);
+    this.u64 = new BigUint64Array(kvmRun);
+  }
+
+  get(offset: number, size: number): number {
+    return size === 1 ? this.u8[offset] : size === 2 ? this.u16[offset >> 1] : this.u32[offset >> 2];
+  }
+
+  set(offset: number, size: number, value: number): void {
+    if (size === 1) this.u8[offset] = value;
+    else if (size === 2) this.u16[offset >> 1] = value;
+    else this.u32[offset >> 2] = value;
+  }
+
+  bigints(offset: number, count: number): bigint[] {
+    return Array.from(this.u64.subarray(offset >> 3, (offset >> 3) + count));
+  }
+}
+
+/** KVM_EXIT_IO: IN, OUT, or INS, OUTS with a count. For a read, put the answer into `data` before the next run. */
+export class IoExit {
+  readonly reason = 'io';
+  readonly #run: Views;
+
+  constructor(run: Views) {
+    this.#run = run;
+  }
+
+  /** True for OUT and OUTS: the guest wrote. */
+  get isWrite(): boolean {
+    return this.#run.u8[LAYOUT['kvm_run.io.direction']] === 1;
+  }
+  get port(): number {
+    return this.#run.u16[LAYOUT['kvm_run.io.port'] >> 1];
+  }
+  /** Bytes of one access. */
+  get size(): 1 | 2 | 4 {
+    return this.#run.u8[LAYOUT['kvm_run.io.size']] as 1 | 2 | 4;
+  }
+  /** Accesses: 1 except for string instructions with REP. */
+  get count(): number {
+    return this.#run.u32[LAYOUT['kvm_run.io.count'] >> 2];
+  }
+  /** All accesses' bytes, `size * count` of them. */
+  get data(): Uint8Array {
+    const offset = this.#offset;
+    return this.#run.u8.subarray(offset, offset + this.size * this.count);
+  }
+  /** The i-th access as an unsigned integer. */
+  getValue(i = 0): number {
+    return this.#run.get(this.#offset + i * this.size, this.size);
+  }
+  setValue(value: number, i = 0): void {
+    this.#run.set(this.#offset + i * this.size, this.size, value);
+  }
+  // KVM puts the data on the page behind kvm_run; the upper half of the u64 is 0.
+  get #offset(): number {
+    return this.#run.u32[LAYOUT['kvm_run.io.data_offset'] >> 2];
+  }
+}
+
+/** KVM_EXIT_MMIO. For a read, put the answer into `data` before the next run. */
+export class MmioExit {
+  readonly reason = 'mmio';
+  readonly #run: Views;
+
+  constructor(run: Views) {
+    this.#run = run;
+  }
+
+  get isWrite(): boolean {
+    return this.#run.u8[LAYOUT['kvm_run.mmio.is_write']] !== 0;
+  }
+  /** Guest-physical address: at most 52 bits, exact in a number. */
+  get gpa(): number {
+    const word = LAYOUT['kvm_run.mmio.phys_addr'] >> 2;
+    return this.#run.u32[word] + this.#run.u32[word + 1] * 2 ** 32;
+  }
+  /** Bytes of the access, 1 to 8. KVM splits what is longer or crosses a page. */
+  get size(): number {
+    return this.#run.u32[LAYOUT['kvm_run.mmio.len'] >> 2];
+  }
+  get data(): Uint8Array {
+    const offset = LAYOUT['kvm_run.mmio.data'];
+    return this.#run.u8.subarray(offset, offset + this.size);
+  }
+  /** The aligned part of 1, 2 or 4 bytes at `offset` of the access. */
+  getValue(size: 1 | 2 | 4, offset = 0): number {
+    return this.#run.get(LAYOUT['kvm_run.mmio.data'] + offset, size);
+  }
+  setValue(value: number, size: 1 | 2 | 4, offset = 0): void {
+    this.#run.set(LAYOUT['kvm_run.mmio.data'] + offset, size, value);
+  }
+}
+
+/** KVM_EXIT_DEBUG: a breakpoint or single step that `setGuestDebug` asked for. */
+export class DebugExit {
+  readonly reason = 'debug';
+  readonly #run: Views;
+
+  constructor(run: Views) {
+    this.#run = run;
+  }
+
+  /** Exception vector: 1 (#DB) or 3 (#BP). */
+  get exception(): number {
+    return this.#run.u32[LAYOUT['kvm_run.debug.arch.exception'] >> 2];
+  }
+  get pc(): bigint {
+    return this.#run.u64[LAYOUT['kvm_run.debug.arch.pc'] >> 3];
+  }
+  get dr6(): bigint {
+    return this.#run.u64[LAYOUT['kvm_run.debug.arch.dr6'] >> 3];
+  }
+  get dr7(): bigint {
+    return this.#run.u64[LAYOUT['kvm_run.debug.arch.dr7'] >> 3];
+  }
+}
+
+/** KVM_EXIT_HYPERCALL: set `ret` before the next run. */
+export class HypercallExit {
+  readonly reason = 'hypercall';
+  readonly #run: Views;
+
+  constructor(run: Views) {
+    this.#run = run;
+  }
+
+  get nr(): bigint {
+    return this.#run.u64[LAYOUT['kvm_run.hypercall.nr'] >> 3];
+  }
+  get args(): bigint[] {
+    return this.#run.bigints(LAYOUT['kvm_run.hypercall.args'], 6);
+  }
+  set ret(value: bigint) {
+    this.#run.u64[LAYOUT['kvm_run.hypercall.ret'] >> 3] = value;
+  }
+}
+
+/** KVM_EXIT_X86_RDMSR and _WRMSR, where user space handles MSRs. Set `data` (read) or `error` before the next run. */
+export class MsrExit {
+  readonly reason = 'msr';
+  readonly #run: Views;
+
+  constructor(run: Views) {
+    this.#run = run;
+  }
+
+  get isWrite(): boolean {
+    return this.#run.u32[LAYOUT['kvm_run.exit_reason'] >> 2] === KVM_EXIT.X86_WRMSR;
+  }
+  get index(): number {
+    return this.#run.u32[LAYOUT['kvm_run.msr.index'] >> 2];
+  }
+  get data(): bigint {
+    return this.#run.u64[LAYOUT['kvm_run.msr.data'] >> 3];
+  }
+  set data(value: bigint) {
+    this.#run.u64[LAYOUT['kvm_run.msr.data'] >> 3] = value;
+  }
+  /** True makes the guest take #GP. */
+  set error(value: boolean) {
+    this.#run.u8[LAYOUT['kvm_run.msr.error']] = value ? 1 : 0;
+  }
+}
+
+/** KVM_EXIT_INTERNAL_ERROR: KVM met something it cannot run. */
+export class InternalErrorExit {
+  readonly reason = 'internal_error';
+  readonly #run: Views;
+
+  constructor(run: Views) {
+    this.#run = run;
+  }
+
+  get suberror(): number {
+    return this.#run.u32[LAYOUT['kvm_run.internal.suberror'] >> 2];
+  }
+  /** The suberror's name, such as `EMULATION`, or its number. */
+  get suberrorName(): string {
+    return nameOf(KVM_INTERNAL_ERROR, this.suberror);
+  }
+  get data(): bigint[] {
+    const count = Math.min(this.#run.u32[LAYOUT['kvm_run.internal.ndata'] >> 2], 16);
+    return this.#run.bigints(LAYOUT['kvm_run.internal.data'], count);
+  }
+}
+
+/** KVM_EXIT_FAIL_ENTRY: the processor refused the guest's state. */
+export class FailEntryExit {
+  readonly reason = 'fail_entry';
+  readonly #run: Views;
+
+  constructor(run: Views) {
+    this.#run = run;
+  }
+
+  get hardwareReason(): bigint {
+    return this.#run.u64[LAYOUT['kvm_run.fail_entry.hardware_entry_failure_reason'] >> 3];
+  }
+  get cpu(): number {
+    return this.#run.u32[LAYOUT['kvm_run.fail_entry.cpu'] >> 2];
+  }
+}
+
+/** KVM_EXIT_SYSTEM_EVENT: the guest asked KVM to power off or reset, or reported a crash. */
+export class SystemEventExit {
+  readonly reason = 'system_event';
+  readonly #run: Views;
+
+  constructor(run: Views) {
+    this.#run = run;
+  }
+
+  get type(): number {
+    return this.#run.u32[LAYOUT['kvm_run.system_event.type'] >> 2];
+  }
+  /** The type's name, such as `SHUTDOWN`, or its number. */
+  get typeName(): string {
+    return nameOf(KVM_SYSTEM_EVENT, this.type);
+  }
+  get data(): bigint[] {
+    const count = Math.min(this.#run.u32[LAYOUT['kvm_run.system_event.ndata'] >> 2], 16);
+    return this.#run.bigints(LAYOUT['kvm_run.system_event.data'], count);
+  }
+}
+
+const HLT: HltExit = { reason: 'hlt' };
+const SHUTDOWN: ShutdownExit = { reason: 'shutdown' };
+export const INTR: IntrExit = { reason: 'intr' };
+
+/** One vCPU's exits, decoded in place from its kvm_run pages. */
+export class ExitDecoder {
+  readonly io: IoExit;
+  readonly mmio: MmioExit;
+  readonly #byCode = new Map<number, VmExit>();
+
+  /** @param kvmRun Borrowed from the vCPU. */
+  constructor(kvmRun: ArrayBuffer) {
+    const run = new Views(kvmRun);
+    this.io = new IoExit(run);
+    this.mmio = new MmioExit(run);
+    const msr = new MsrExit(run);
+    const entries: [number, VmExit][] = [
+      [KVM_EXIT.IO, this.io],
+      [KVM_EXIT.MMIO, this.mmio],
+      [KVM_EXIT.HLT, HLT],
+      [KVM_EXIT.SHUTDOWN, SHUTDOWN],
+      [KVM_EXIT.INTR, INTR],
+      [KVM_EXIT.DEBUG, new DebugExit(run)],
+      [KVM_EXIT.HYPERCALL, new HypercallExit(run)],
+      [KVM_EXIT.X86_RDMSR, msr],
+      [KVM_EXIT.X86_WRMSR, msr],
+      [KVM_EXIT.INTERNAL_ERROR, new InternalErrorExit(run)],
+      [KVM_EXIT.FAIL_ENTRY, new FailEntryExit(run)],
+      [KVM_EXIT.SYSTEM_EVENT, new SystemEventExit(run)],
+    ];
+    for (const [code, exit] of entries) this.#byCode.set(code, exit);
+  }
+
+  /** @param code A KVM exit reason, or -1 for an interrupted run. */
+  decode(code: number): VmExit {
+    if (code < 0) return INTR;
+    return this.#byCode.get(code) ?? { reason: 'unknown', code };
+  }
+}
+
+const nameOf = (names: Readonly<Record<string, number>>, value: number) =>
+  Object.keys(names).find((name) => names[name] === value) ?? String(value);

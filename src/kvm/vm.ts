@@ -1,0 +1,343 @@
+import { VmmError } from '../errors.js';
+import type { IrqLine } from '../irq/irq-line.js';
+import { GuestMemory } from '../memory/guest-memory.js';
+import { native, type NativeVm } from '../native/addon.js';
+import { KVM, KVM_IOEVENTFD_FLAG, KVM_IRQCHIP, KVM_IRQFD_FLAG, KVM_IRQ_ROUTING, KVM_MEM, LAYOUT } from './abi.js';
+import type { EventFd } from './event-fd.js';
+import { GuestRam } from './ram.js';
+import { decode, encode, sizeOf, type Struct, type StructName } from './struct.js';
+import { Vcpu } from './vcpu.js';
+
+export interface AddMemory {
+  /** First guest-physical address, a multiple of 4096. */
+  gpa: number | bigint;
+  /** Bytes, a multiple of 4096. */
+  size: number;
+  /** Guest writes exit as MMIO. */
+  readOnly?: boolean;
+  /** Remember which pages the guest wrote: see `harvestDirtyLog`. */
+  logDirtyPages?: boolean;
+  /** Memory to use instead of new memory. Its gpa and size must be these. */
+  ram?: GuestRam;
+}
+
+export interface IoEventFd {
+  eventFd: EventFd;
+  /** Port, or guest-physical address. */
+  address: number;
+  space: 'pio' | 'mmio';
+  /** Bytes of the write; 0 matches every width (with `mmio`, and where KVM has KVM_CAP_IOEVENTFD_NO_LENGTH). */
+  length: 0 | 1 | 2 | 4 | 8;
+  /** Only writes of this value signal; others exit. */
+  datamatch?: bigint;
+}
+
+export interface IrqFd {
+  gsi: number;
+  /** Signalling it raises the interrupt. */
+  eventFd: EventFd;
+  /** For a level-triggered GSI: KVM signals it when the guest acknowledges, and deasserts the line. */
+  resampleFd?: EventFd;
+}
+
+/** Where a GSI goes: an input of an in-kernel interrupt controller, or a message. */
+export type GsiRoute =
+  | { gsi: number; type: 'irqchip'; chip: 'pic-master' | 'pic-slave' | 'ioapic'; pin: number }
+  | { gsi: number; type: 'msi'; address: bigint; data: number };
+
+export interface Pit {
+  channels: Struct<'kvm_pit_channel_state'>[];
+  flags: number;
+}
+
+const CHIPS = {
+  'pic-master': KVM_IRQCHIP.PIC_MASTER,
+  'pic-slave': KVM_IRQCHIP.PIC_SLAVE,
+  ioapic: KVM_IRQCHIP.IOAPIC,
+} as const;
+export type IrqchipName = keyof typeof CHIPS;
+
+interface Slot {
+  id: number;
+  ram: GuestRam;
+  flags: number;
+}
+
+/**
+ * A virtual machine: memory slots, interrupt controllers, vCPUs.
+ *
+ * Add all memory before the irqchip and before any ioeventfd: afterwards each slot costs milliseconds. Every method
+ * throws VmmError code "CLOSED" after close, and code "IOCTL" with the KVM request and errno where KVM refuses.
+ */
+export class Vm implements Disposable {
+  /** All of the guest's RAM by guest-physical address. */
+  readonly memory = new GuestMemory();
+  readonly #native: NativeVm;
+  readonly #vcpus: Vcpu[] = [];
+  readonly #slots: Slot[] = [];
+
+  /** @internal Made by `Kvm.createVm`. */
+  constructor(vm: NativeVm) {
+    this.#native = vm;
+  }
+
+  get vcpus(): readonly Vcpu[] {
+    return this.#vcpus;
+  }
+
+  /** KVM_CHECK_EXTENSION for this VM: 0 for no, else what the capability's documentation says. */
+  checkExtension(capability: number): number {
+    return this.#ioctl(KVM.CHECK_EXTENSION, capability);
+  }
+
+  /** KVM_ENABLE_CAP. @param args Up to four, as the capability's documentation says. */
+  enableCap(capability: number, args: readonly bigint[] = []): void {
+    this.#set(KVM.ENABLE_CAP, 'kvm_enable_cap', {
+      cap: capability,
+      flags: 0,
+      args: Array.from({ length: 4 }, (_, i) => args[i] ?? 0n),
+    });
+  }
+
+  /**
+   * Gives the guest RAM (KVM_SET_USER_MEMORY_REGION).
+   *
+   * @throws VmmError code "MEMORY_OVERLAP" when the range meets other RAM.
+   */
+  addMemory({ gpa, size, readOnly = false, logDirtyPages = false, ram }: AddMemory): GuestRam {
+    const own = ram ?? GuestRam.create(gpa, size);
+    if (own.gpa !== Number(gpa) || own.sizeBytes !== size) {
+      throw new VmmError('INVALID_ARGUMENT', 'gpa and size must be those of the given memory');
+    }
+    let id = 0;
+    while (this.#slots.some((slot) => slot.id === id)) id++;
+    const flags = (readOnly ? KVM_MEM.READONLY : 0) | (logDirtyPages ? KVM_MEM.LOG_DIRTY_PAGES : 0);
+    try {
+      this.memory.addRegion(own);
+      native(() => this.#native.setSlot(id, flags, own.gpa, own.native, 0, size));
+    } catch (error) {
+      this.memory.removeRegion(own);
+      if (!ram) own.close();
+      throw error;
+    }
+    this.#slots.push({ id, ram: own, flags });
+    return own;
+  }
+
+  /** Takes RAM from the guest and closes it. */
+  removeMemory(ram: GuestRam): void {
+    const slot = this.#slot(ram);
+    native(() => this.#native.removeSlot(slot.id));
+    this.#slots.splice(this.#slots.indexOf(slot), 1);
+    this.memory.removeRegion(ram);
+    ram.close();
+  }
+
+  /** Starts or stops remembering which pages of this memory the guest writes. */
+  setDirtyLogging(ram: GuestRam, enabled: boolean): void {
+    const slot = this.#slot(ram);
+    const flags = enabled ? slot.flags | KVM_MEM.LOG_DIRTY_PAGES : slot.flags & ~KVM_MEM.LOG_DIRTY_PAGES;
+    native(() => this.#native.setSlot(slot.id, flags, ram.gpa, ram.native, 0, ram.sizeBytes));
+    slot.flags = flags;
+  }
+
+  /**
+   * The pages written since the last call, and forgets them (KVM_GET_DIRTY_LOG).
+   *
+   * @returns One bit a page of 4 KiB: page n of the memory is bit n % 64 of word n / 64.
+   */
+  harvestDirtyLog(ram: GuestRam): BigUint64Array {
+    return native(() => this.#native.dirtyLog(this.#slot(ram).id));
+  }
+
+  /** PIC, IOAPIC and a local APIC for every vCPU, in the kernel. Before the first vCPU. */
+  createIrqchip(): void {
+    this.#ioctl(KVM.CREATE_IRQCHIP, 0);
+  }
+
+  /** The state of one in-kernel interrupt controller, as KVM lays it out (struct kvm_irqchip, `chip`). */
+  getIrqchip(chip: IrqchipName): Uint8Array {
+    const bytes = new Uint8Array(LAYOUT['kvm_irqchip']);
+    new DataView(bytes.buffer).setUint32(LAYOUT['kvm_irqchip.chip_id'], CHIPS[chip], true);
+    this.#ioctl(KVM.GET_IRQCHIP, bytes);
+    return bytes.slice(LAYOUT['kvm_irqchip.chip']);
+  }
+  setIrqchip(chip: IrqchipName, state: Uint8Array): void {
+    const bytes = new Uint8Array(LAYOUT['kvm_irqchip']);
+    if (state.length !== bytes.length - LAYOUT['kvm_irqchip.chip']) {
+      throw new VmmError(
+        'INVALID_ARGUMENT',
+        `irqchip state must be what getIrqchip returned, not ${state.length} bytes`,
+      );
+    }
+    new DataView(bytes.buffer).setUint32(LAYOUT['kvm_irqchip.chip_id'], CHIPS[chip], true);
+    bytes.set(state, LAYOUT['kvm_irqchip.chip']);
+    this.#ioctl(KVM.SET_IRQCHIP, bytes);
+  }
+
+  /** An i8254 in the kernel. After the irqchip. @param options `dummySpeaker`: the kernel answers port 0x61, too. */
+  createPit2({ dummySpeaker = false }: { dummySpeaker?: boolean } = {}): void {
+    this.#set(KVM.CREATE_PIT2, 'kvm_pit_config', { flags: dummySpeaker ? 1 : 0 });
+  }
+  getPit2(): Pit {
+    const bytes = new Uint8Array(LAYOUT['kvm_pit_state2']);
+    this.#ioctl(KVM.GET_PIT2, bytes);
+    return {
+      channels: [0, 1, 2].map((i) => decode('kvm_pit_channel_state', bytes, i * sizeOf('kvm_pit_channel_state'))),
+      flags: new DataView(bytes.buffer).getUint32(LAYOUT['kvm_pit_state2.flags'], true),
+    };
+  }
+  setPit2(pit: Pit): void {
+    const bytes = new Uint8Array(LAYOUT['kvm_pit_state2']);
+    if (pit.channels.length !== 3) throw new VmmError('INVALID_ARGUMENT', 'a PIT has three channels');
+    pit.channels.forEach((channel, i) =>
+      encode('kvm_pit_channel_state', channel, bytes, i * sizeOf('kvm_pit_channel_state')),
+    );
+    new DataView(bytes.buffer).setUint32(LAYOUT['kvm_pit_state2.flags'], pit.flags, true);
+    this.#ioctl(KVM.SET_PIT2, bytes);
+  }
+
+  /** Drives an interrupt line (KVM_IRQ_LINE). */
+  setIrqLine(gsi: number, level: boolean): void {
+    this.#set(KVM.IRQ_LINE, 'kvm_irq_level', { irq: gsi, level: level ? 1 : 0 });
+  }
+
+  /** The line as a device's {@link IrqLine}: a request to the kernel only when the level changes. */
+  irqLine(gsi: number): IrqLine {
+    let current = false;
+    return {
+      set: (level) => {
+        if (level === current) return;
+        current = level;
+        this.setIrqLine(gsi, level);
+      },
+    };
+  }
+
+  /** Has an eventfd raise an interrupt without any exit (KVM_IRQFD). Undone by {@link removeIrqFd}. */
+  addIrqFd({ gsi, eventFd, resampleFd }: IrqFd): void {
+    this.#irqFd(gsi, eventFd, resampleFd, resampleFd ? KVM_IRQFD_FLAG.RESAMPLE : 0);
+  }
+  removeIrqFd({ gsi, eventFd, resampleFd }: IrqFd): void {
+    this.#irqFd(gsi, eventFd, resampleFd, KVM_IRQFD_FLAG.DEASSIGN);
+  }
+
+  /** Has a guest's write to a port or address signal an eventfd instead of exiting (KVM_IOEVENTFD). */
+  addIoEventFd(ioEventFd: IoEventFd): void {
+    this.#ioEventFd(ioEventFd, 0);
+  }
+  removeIoEventFd(ioEventFd: IoEventFd): void {
+    this.#ioEventFd(ioEventFd, KVM_IOEVENTFD_FLAG.DEASSIGN);
+  }
+
+  /** Replaces the whole table of GSI routes (KVM_SET_GSI_ROUTING). */
+  setGsiRouting(routes: readonly GsiRoute[]): void {
+    const width = LAYOUT['kvm_irq_routing_entry'];
+    const bytes = new Uint8Array(LAYOUT['kvm_irq_routing.entries'] + routes.length * width);
+    const view = new DataView(bytes.buffer);
+    view.setUint32(0, routes.length, true);
+    routes.forEach((route, i) => {
+      const entry = LAYOUT['kvm_irq_routing.entries'] + i * width;
+      const union = entry + LAYOUT['kvm_irq_routing_entry.u'];
+      view.setUint32(entry + LAYOUT['kvm_irq_routing_entry.gsi'], route.gsi, true);
+      if (route.type === 'irqchip') {
+        view.setUint32(entry + LAYOUT['kvm_irq_routing_entry.type'], KVM_IRQ_ROUTING.IRQCHIP, true);
+        view.setUint32(union, CHIPS[route.chip], true);
+        view.setUint32(union + 4, route.pin, true);
+      } else {
+        view.setUint32(entry + LAYOUT['kvm_irq_routing_entry.type'], KVM_IRQ_ROUTING.MSI, true);
+        view.setBigUint64(union, route.address, true);
+        view.setUint32(union + 8, route.data, true);
+      }
+    });
+    this.#ioctl(KVM.SET_GSI_ROUTING, bytes);
+  }
+
+  /** Delivers a message-signalled interrupt now. @returns Whether the guest took it (false: blocked). */
+  signalMsi(address: bigint, data: number): boolean {
+    return (
+      this.#set(KVM.SIGNAL_MSI, 'kvm_msi', {
+        address_lo: Number(address & 0xffff_ffffn),
+        address_hi: Number(address >> 32n),
+        data,
+        flags: 0,
+        devid: 0,
+      }) > 0
+    );
+  }
+
+  /** Three pages below 4 GiB for KVM's own use on Intel processors. Before the first vCPU. */
+  setTssAddress(gpa: number): void {
+    this.#ioctl(KVM.SET_TSS_ADDR, gpa);
+  }
+  /** One page below 4 GiB for KVM's own use on Intel processors. Before the first vCPU. */
+  setIdentityMapAddress(gpa: number): void {
+    const bytes = new Uint8Array(8);
+    new DataView(bytes.buffer).setBigUint64(0, BigInt(gpa), true);
+    this.#ioctl(KVM.SET_IDENTITY_MAP_ADDR, bytes);
+  }
+
+  /** kvm-clock in ns, with what KVM tells beside it. */
+  getClock(): Struct<'kvm_clock_data'> {
+    const bytes = new Uint8Array(sizeOf('kvm_clock_data'));
+    this.#ioctl(KVM.GET_CLOCK, bytes);
+    return decode('kvm_clock_data', bytes);
+  }
+  setClock(clock: Struct<'kvm_clock_data'>): void {
+    this.#set(KVM.SET_CLOCK, 'kvm_clock_data', clock);
+  }
+
+  /** @param id The vCPU's number and local APIC id. */
+  createVcpu(id: number): Vcpu {
+    const vcpu = new Vcpu(
+      native(() => this.#native.createVcpu(id)),
+      id,
+    );
+    this.#vcpus.push(vcpu);
+    return vcpu;
+  }
+
+  /** Closes the vCPUs, the VM and its memory, in this order. Idempotent. */
+  close(): void {
+    for (const vcpu of this.#vcpus) vcpu.close();
+    this.#native.close();
+    for (const { ram } of this.#slots) ram.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #slot(ram: GuestRam): Slot {
+    const slot = this.#slots.find((candidate) => candidate.ram === ram);
+    if (!slot) throw new VmmError('INVALID_ARGUMENT', 'this memory does not belong to the VM');
+    return slot;
+  }
+
+  #irqFd(gsi: number, eventFd: EventFd, resampleFd: EventFd | undefined, flags: number): void {
+    this.#set(KVM.IRQFD, 'kvm_irqfd', { fd: eventFd.fd, gsi, flags, resamplefd: resampleFd?.fd ?? 0 });
+  }
+
+  #ioEventFd({ eventFd, address, space, length, datamatch }: IoEventFd, flags: number): void {
+    this.#set(KVM.IOEVENTFD, 'kvm_ioeventfd', {
+      datamatch: datamatch ?? 0n,
+      addr: BigInt(address),
+      len: length,
+      fd: eventFd.fd,
+      flags:
+        flags |
+        (datamatch === undefined ? 0 : KVM_IOEVENTFD_FLAG.DATAMATCH) |
+        (space === 'pio' ? KVM_IOEVENTFD_FLAG.PIO : 0),
+    });
+  }
+
+  #ioctl(request: number, argument: number | bigint | Uint8Array): number {
+    return native(() => this.#native.ioctl(request, argument));
+  }
+
+  #set<N extends StructName>(request: number, name: N, value: Struct<N>): number {
+    const bytes = new Uint8Array(sizeOf(name));
+    encode(name, value, bytes);
+    return this.#ioctl(request, bytes);
+  }
+}

@@ -1,0 +1,121 @@
+import bindings from 'bindings';
+import { fileURLToPath } from 'node:url';
+import { VmmError, type VmmErrorCode } from '../errors.js';
+
+/**
+ * The typed contract of the native addon. Every method throws {@link VmmError} by way of {@link native}; every object
+ * throws code "CLOSED" after `close()`, which is idempotent.
+ */
+export interface Addon {
+  System: new (path: string) => NativeSystem;
+  /** `new Memory(sizeBytes)`, or `new Memory(0, token)` for memory that another thread of this process made. */
+  Memory: new (sizeBytes: number, token?: number) => NativeMemory;
+  EventFd: new () => NativeEventFd;
+  /** Kicks the vCPU of any thread by its token; whether there is such a vCPU. */
+  kick(token: number): boolean;
+}
+
+/** A KVM request with an integer or a buffer, whose size is checked against the request. Returns the ioctl's result. */
+type Ioctl = (request: number, argument: number | bigint | Uint8Array) => number;
+
+export interface NativeSystem {
+  ioctl: Ioctl;
+  createVm(type: number): NativeVm;
+  close(): void;
+}
+
+export interface NativeVm {
+  ioctl: Ioctl;
+  /** KVM_SET_USER_MEMORY_REGION; sizes and offsets in bytes. */
+  setSlot(slot: number, flags: number, gpa: number, memory: NativeMemory, offsetBytes: number, sizeBytes: number): void;
+  removeSlot(slot: number): void;
+  /** KVM_GET_DIRTY_LOG: one bit a page of 4 KiB, least significant bit first. */
+  dirtyLog(slot: number): BigUint64Array;
+  createVcpu(id: number): NativeVcpu;
+  close(): void;
+}
+
+export interface NativeVcpu {
+  ioctl: Ioctl;
+  /** One KVM_RUN: the exit reason, or -1 after a kick or when `timeoutNs` (0: none) is over. */
+  run(timeoutNs: number): number;
+  /** One KVM_RUN that leaves with -1 as soon as this thread's event loop has something to do. */
+  runInline(): number;
+  /** Completes the port or MMIO access of the last exit without running guest code. */
+  completePending(): void;
+  kick(): void;
+  /** `struct kvm_run` and the pages behind it. Borrowed: detached by `close()`. */
+  kvmRun(): ArrayBuffer;
+  token(): number;
+  close(): void;
+}
+
+export interface NativeMemory {
+  /** Part of the memory. Borrowed: detached by `close()`, also when the thread that made the memory closes it. */
+  buffer(offsetBytes: number, lengthBytes: number): ArrayBuffer;
+  /** The memfd; borrowed. */
+  fd(): number;
+  token(): number;
+  size(): number;
+  close(): void;
+}
+
+export interface NativeEventFd {
+  /** The count since the last read. */
+  read(): bigint;
+  write(): void;
+  /** Calls back on the event loop while the count is not 0; undefined ends that. */
+  onReadable(callback: (() => void) | undefined): void;
+  fd(): number;
+  close(): void;
+}
+
+let loaded: Addon | undefined;
+
+/** The addon, loaded on first use. @throws VmmError code "ADDON_LOAD", listing the paths tried and the fix. */
+export function addon(): Addon {
+  return (loaded ??= load());
+}
+
+function load(): Addon {
+  // VMEXIT_ADDON_ROOT names another build of the addon: the sanitizers' one.
+  const moduleRoot = process.env['VMEXIT_ADDON_ROOT'] ?? fileURLToPath(new URL('../..', import.meta.url));
+  try {
+    return bindings({ bindings: 'vmexit', module_root: moduleRoot }) as Addon;
+  } catch (cause) {
+    const { message, tries } = cause as Error & { tries?: string[] };
+    throw new VmmError(
+      'ADDON_LOAD',
+      `the native addon of vmexit could not be loaded: ${tries ? 'it is not built' : message}.\n` +
+        (tries ? `Tried:\n${tries.map((path) => `  ${path}\n`).join('')}` : '') +
+        `Build it with \`npm rebuild vmexit\` (\`npm run install\` in a checkout); that needs Linux on x86-64, python3, make and g++.`,
+      { cause },
+    );
+  }
+}
+
+interface NativeError extends Error {
+  code?: string;
+  operation?: string;
+  errno?: string;
+}
+
+/**
+ * Calls into the addon and turns its errors into {@link VmmError}.
+ *
+ * @param hint Adds what the caller knows of a system call's failure: what it means here and what to do.
+ */
+export function native<T>(call: () => T, hint?: (errno: string) => string | undefined): T {
+  try {
+    return call();
+  } catch (cause) {
+    const { code, operation, errno, message } = cause as NativeError;
+    if (code === undefined || cause instanceof VmmError) throw cause;
+    const advice = errno === undefined ? undefined : hint?.(errno);
+    throw new VmmError(code as VmmErrorCode, advice === undefined ? message : `${message}: ${advice}`, {
+      ...(operation === undefined ? {} : { operation }),
+      ...(errno === undefined ? {} : { errno }),
+      cause,
+    });
+  }
+}
