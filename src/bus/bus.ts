@@ -10,6 +10,8 @@ const ALL_ONES: Record<AccessSize, number> = { 1: 0xff, 2: 0xffff, 4: 0xffff_fff
 interface Range {
   readonly base: number;
   readonly end: number;
+  /** The address whose offset is 0. */
+  readonly origin: number;
   readonly device: BusDevice;
   accesses: number;
 }
@@ -18,6 +20,7 @@ interface Range {
 const UNMAPPED: Range = {
   base: 0,
   end: 0,
+  origin: 0,
   device: { name: 'unmapped', read: (_offset, size) => ALL_ONES[size], write() {}, reset() {} },
   accesses: 0,
 };
@@ -53,12 +56,13 @@ export class Bus {
   }
 
   /**
-   * Gives the device the addresses [base, base + length). A device may have several ranges; offsets start at 0 in each.
+   * Gives the device the addresses [base, base + length). A device may have several ranges.
    *
+   * @param offset What the device sees for `base`: for registers that are scattered over the space, such as the i8042's.
    * @throws VmmError code "BUS_RANGE" when the range is empty or leaves the address space.
    * @throws VmmError code "BUS_OVERLAP" when the range meets another.
    */
-  register(device: BusDevice, base: number, length: number): void {
+  register(device: BusDevice, base: number, length: number, offset = 0): void {
     const end = base + length;
     if (!(Number.isSafeInteger(base) && Number.isSafeInteger(length) && base >= 0 && length > 0 && this.#fits(end))) {
       throw new VmmError(
@@ -73,7 +77,7 @@ export class Bus {
         `${device.name} at ${span({ base, end })} meets ${meets.device.name} at ${span(meets)} in the ${this.space} space; choose another base`,
       );
     }
-    const range: Range = { base, end, device, accesses: 0 };
+    const range: Range = { base, end, origin: base - offset, device, accesses: 0 };
     this.#setRanges([...this.#ranges, range].sort((a, b) => a.base - b.base));
     if (this.#slotOfPort) {
       const slot = this.#freeSlots.pop() ?? this.#slots.length;
@@ -127,7 +131,7 @@ export class Bus {
     const range = this.#find(address);
     if (address + size > range.end) return this.#readSplit(address, size);
     range.accesses++;
-    return range.device.read(address - range.base, size);
+    return range.device.read(address - range.origin, size);
   }
 
   /** @param value Unsigned, below 2^(8·size). */
@@ -135,7 +139,7 @@ export class Bus {
     const range = this.#find(address);
     if (address + size > range.end) return this.#writeSplit(address, size, value);
     range.accesses++;
-    range.device.write(address - range.base, size, value);
+    range.device.write(address - range.origin, size, value);
   }
 
   /**

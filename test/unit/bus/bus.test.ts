@@ -39,6 +39,16 @@ describe.each<BusSpace>(['port', 'mmio'])('Bus of the %s space', (space) => {
     expect(bus.unmappedAccesses).toBe(0);
   });
 
+  it('starts a range at the offset that the machine chose', () => {
+    const bus = new Bus(space);
+    const device = new Recorder('a');
+    bus.register(device, 0x60, 1);
+    bus.register(device, 0x64, 1, 4);
+    bus.write(0x60, 1, 1);
+    bus.write(0x64, 1, 2);
+    expect(device.log).toEqual(['w1@0=1', 'w1@4=2']);
+  });
+
   it('reads all ones and ignores writes where no device is, and counts both', () => {
     const bus = new Bus(space);
     bus.register(new Recorder('a'), 0x100, 4);
