@@ -20,10 +20,14 @@ export interface BootLayout {
   readonly cmdlineGpa: number;
   /** Room for the command line, NUL included. */
   readonly cmdlineMaxBytes: number;
-  /** Extended BIOS Data Area, where usable low memory ends; the MP table is here. */
+  /** Extended BIOS Data Area, where usable low memory ends; the MP floating pointer is here. */
   readonly ebdaGpa: number;
+  /** MP configuration table, up to 6 KiB. */
+  readonly mpTableGpa: number;
   /** Start of the area that is searched for the ACPI RSDP; the ACPI tables are here. */
   readonly acpiGpa: number;
+  /** Room for them. */
+  readonly acpiMaxBytes: number;
   /** First byte behind the BIOS area: kernels load at or above it. */
   readonly highMemoryGpa: number;
   /** The hole for devices between low and high RAM. RAM beyond its start continues at its end. */
@@ -50,8 +54,12 @@ export const DEFAULT_BOOT_LAYOUT: BootLayout = {
   cmdlineMaxBytes: 0x10000,
   // The last KiB below 640 KiB, the traditional place, which kernels search for the MP floating pointer.
   ebdaGpa: 0x9fc00,
+  // Behind the ACPI tables, in what is the BIOS ROM of a PC.
+  mpTableGpa: 0xf0000,
   // ACPI 6.5, 5.2.5.1: the RSDP is on a 16-byte boundary between 0xe0000 and 0xfffff.
   acpiGpa: 0xe0000,
+  // 64 KiB: up to the MP table.
+  acpiMaxBytes: 0x10000,
   // 1 MiB.
   highMemoryGpa: 0x100000,
   // 3 to 4 GiB: PCI windows, virtio-mmio, the I/O APIC, local APICs and KVM's TSS pages.
