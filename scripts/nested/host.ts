@@ -6,8 +6,9 @@ import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { transpileModule, ModuleKind, ScriptTarget } from 'typescript';
 import { VmmError } from '../../src/errors.js';
+import { findBusybox } from '../../src/guest/busybox.js';
 import { CpioWriter } from '../../src/guest/cpio.js';
-import { BUSYBOX_STATIC, ensureInstalled, findProgram, QEMU_X86, type OnProgress } from '../../src/guest/debian.js';
+import { ensureInstalled, findProgram, QEMU_X86, type OnProgress } from '../../src/guest/debian.js';
 import { findKernel } from '../../src/guest/kernel.js';
 import { resolveModules } from '../../src/guest/modules.js';
 import { shellQuote } from '../../src/guest/shell-quote.js';
@@ -55,7 +56,8 @@ export class NestedHost implements AsyncDisposable {
       ...(options.onProgress && { onProgress: options.onProgress }),
       ...(options.signal && { signal: options.signal }),
     };
-    const [qemuPath, busyboxPath] = (await ensureInstalled([QEMU_X86, BUSYBOX_STATIC], tools)) as [string, string];
+    const [qemuPath] = (await ensureInstalled([QEMU_X86], tools)) as [string];
+    const busyboxPath = await findBusybox(tools);
     // The cloud flavour has neither 9p nor KVM.
     const kernel = await findKernel({ flavour: 'generic', ...tools });
     options.onProgress?.(`booting the nested KVM host (Linux ${kernel.release}, TCG)`);

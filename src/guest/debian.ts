@@ -28,7 +28,6 @@ export const QEMU_X86: Requirement = {
   package: 'qemu-system-x86',
   code: 'QEMU_UNAVAILABLE',
 };
-export const BUSYBOX_STATIC: Requirement = { programs: ['busybox'], package: 'busybox-static' };
 
 const ARCHITECTURE = 'amd64';
 const APT_ENV = { DEBIAN_FRONTEND: 'noninteractive', LC_ALL: 'C.UTF-8' };
