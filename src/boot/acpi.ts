@@ -26,9 +26,6 @@ export const ACPI_POWER = {
   SLEEP_CONTROL_OFFSET: 0,
   SLEEP_STATUS_OFFSET: 1,
   RESET_OFFSET: 2,
-  SLEEP_TYPE_SHIFT: 2,
-  SLEEP_TYPE_MASK: 0x7,
-  SLEEP_ENABLE: 1 << 5,
   SLEEP_TYPE_S5: 5,
   RESET_VALUE: 1,
 } as const;
@@ -70,6 +67,9 @@ export function writeAcpiTables(
   const { cpus } = description;
   if (!Number.isInteger(cpus) || cpus < 1 || cpus > MAX_CPUS) {
     throw new VmmError('INVALID_ARGUMENT', `the ACPI tables describe 1 to ${MAX_CPUS} CPUs, not ${cpus}`);
+  }
+  if (description.devices.filter((device) => device.type === 'power-button').length > 1) {
+    throw new VmmError('INVALID_ARGUMENT', 'a machine has at most one power button; remove the others');
   }
   const RSDP_BYTES = 36;
   let end = layout.acpiGpa + RSDP_BYTES;

@@ -6,7 +6,7 @@ import { decompressLz4Legacy, LZ4_LEGACY_MAGIC } from './lz4.js';
 const GZIP_MAGIC = 0x8b1f;
 const ZSTD_MAGIC = 0xfd2fb528;
 /** Input for one turn of the event loop. */
-const CHUNK_BYTES = 2 ** 18;
+const CHUNK_BYTES = 2 ** 14;
 
 /** The result of {@link unpackPayload}: the file that was inside, or why it could not be had. */
 export type Unpacked = { vmlinux: Uint8Array } | { reason: string };
