@@ -18,6 +18,7 @@ export type VmmErrorCode =
   | 'BAD_CMDLINE' // the command line is too long for the kernel or holds a NUL
   | 'OUT_OF_GUEST_MEMORY' // something to load does not fit into guest memory
   | 'IMAGE_NOT_FOUND' // a kernel, busybox or package that was asked for (or needed) is not there
+  | 'MACHINE_FAILED' // the virtual machine monitor itself failed: a device's handler threw, its thread died
   | 'QEMU_UNAVAILABLE' // a QEMU program is not installed
   | 'QEMU_FAILED' // a QEMU process failed or died
   | 'ACCEL_UNAVAILABLE' // the accelerator that was asked for cannot be used here

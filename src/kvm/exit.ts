@@ -45,12 +45,14 @@ class Views {
   readonly u16: Uint16Array;
   readonly u32: Uint32Array;
   readonly u64: BigUint64Array;
+  readonly mmioData: DataView;
 
   constructor(kvmRun: ArrayBuffer) {
     this.u8 = new Uint8Array(kvmRun);
     this.u16 = new Uint16Array(kvmRun);
     this.u32 = new Uint32Array(kvmRun);
     this.u64 = new BigUint64Array(kvmRun);
+    this.mmioData = new DataView(kvmRun, LAYOUT['kvm_run.mmio.data'], 8);
   }
 
   get(offset: number, size: number): number {
@@ -135,12 +137,16 @@ export class MmioExit {
     const offset = LAYOUT['kvm_run.mmio.data'];
     return this.#run.u8.subarray(offset, offset + this.size);
   }
-  /** The aligned part of 1, 2 or 4 bytes at `offset` of the access. */
-  getValue(size: 1 | 2 | 4, offset = 0): number {
-    return this.#run.get(LAYOUT['kvm_run.mmio.data'] + offset, size);
+  /** The access's bytes, whatever its size: 8 of them. */
+  get dataView(): DataView {
+    return this.#run.mmioData;
   }
-  setValue(value: number, size: 1 | 2 | 4, offset = 0): void {
-    this.#run.set(LAYOUT['kvm_run.mmio.data'] + offset, size, value);
+  /** An access of this size as an unsigned integer. */
+  getValue(size: 1 | 2 | 4): number {
+    return this.#run.get(LAYOUT['kvm_run.mmio.data'], size);
+  }
+  setValue(value: number, size: 1 | 2 | 4): void {
+    this.#run.set(LAYOUT['kvm_run.mmio.data'], size, value);
   }
 }
 

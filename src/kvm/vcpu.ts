@@ -85,7 +85,7 @@ export class Vcpu implements Disposable {
 
   /**
    * Like {@link runRaw}, for a run loop: also returns -1 as soon as this thread's event loop has something to do. The
-   * caller then lets the event loop turn once (setImmediate) before it calls again.
+   * caller then lets the event loop turn once (`EventLoopTurns`) before it calls again.
    */
   runInline(): number {
     try {

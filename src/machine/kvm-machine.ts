@@ -1,0 +1,222 @@
+import { Worker } from 'node:worker_threads';
+import { VmmError } from '../errors.js';
+import { ConsoleStream } from './console-stream.js';
+import type { Machine, MachineConfig, MachineExit, MachineState, MachineStats } from './machine.js';
+import {
+  fromPlainError,
+  OUTPUT_WINDOW_BYTES,
+  OutputWindow,
+  type FromWorker,
+  type ToWorker,
+  type WorkerData,
+  type WorkerMethods,
+} from './worker-protocol.js';
+
+/** How long a worker may take to end in good order before it is terminated. */
+const CLOSE_TIMEOUT_MS = 5000;
+
+/**
+ * A machine under KVM. Its vCPU and devices live in a worker thread of their own, so the thread that made it stays free;
+ * the process stays alive while the guest runs.
+ */
+export class KvmMachine implements Machine {
+  readonly accel = 'kvm';
+  readonly console: ConsoleStream;
+  readonly exited: Promise<MachineExit>;
+  readonly #worker: Worker;
+  readonly #calls = new Map<number, { resolve: (value: unknown) => void; reject: (error: VmmError) => void }>();
+  #lastCall = 0;
+  #state: MachineState = 'created';
+  #inputTaken: (() => void) | undefined;
+  #settleExited!: { resolve: (exit: MachineExit) => void; reject: (error: VmmError) => void };
+  #settleReady!: { resolve: () => void; reject: (error: VmmError) => void };
+  readonly #ready: Promise<void>;
+  readonly #workerEnded: Promise<void>;
+  #closing: Promise<void> | undefined;
+
+  /**
+   * Builds the machine and loads its kernel.
+   *
+   * @throws VmmError code "KVM_UNAVAILABLE", or as the boot loaders do.
+   */
+  static async create(config: MachineConfig): Promise<KvmMachine> {
+    const machine = new KvmMachine(config);
+    try {
+      await machine.#ready;
+    } catch (error) {
+      await machine.close();
+      throw error;
+    }
+    machine.#updateRef();
+    return machine;
+  }
+
+  private constructor(config: MachineConfig) {
+    const shared = new SharedArrayBuffer(OutputWindow.BYTES);
+    const window = new OutputWindow(shared);
+    const workerData: WorkerData = { config, window: shared };
+    // The worker needs nothing of the program's own flags (a TypeScript loader, say), and has nothing to say on stdout.
+    this.#worker = new Worker(new URL('./kvm-worker.js', import.meta.url), {
+      workerData,
+      execArgv: [],
+      name: 'vmexit',
+    });
+    this.console = new ConsoleStream({
+      write: (bytes, taken) => {
+        this.#inputTaken = taken;
+        this.#send({ type: 'input', bytes });
+      },
+      onConsumed: (length) => {
+        if (window.consume(length)) this.#send({ type: 'output-room' });
+      },
+      keepBytes: OUTPUT_WINDOW_BYTES / 2,
+    });
+    this.#ready = new Promise((resolve, reject) => (this.#settleReady = { resolve, reject }));
+    this.exited = new Promise((resolve, reject) => (this.#settleExited = { resolve, reject }));
+    // Whoever looks at `exited` hears of a failure; a program that never does must not die of an unhandled rejection.
+    this.exited.catch(() => {});
+    this.#ready.catch(() => {});
+    this.#workerEnded = new Promise((resolve) => {
+      this.#worker.once('exit', () => {
+        this.#fail(new VmmError('MACHINE_FAILED', "the machine's thread ended"));
+        resolve();
+      });
+    });
+    this.#worker.on('error', (cause) => {
+      this.#fail(new VmmError('MACHINE_FAILED', `the machine's thread died: ${cause.message}`, { cause }));
+    });
+    this.#worker.on('message', (message: FromWorker) => this.#receive(message));
+  }
+
+  get state(): MachineState {
+    return this.#state;
+  }
+
+  async start(): Promise<void> {
+    this.#require('created');
+    this.#state = 'running';
+    await this.#call('start');
+  }
+
+  async pause(): Promise<void> {
+    this.#require('running', 'paused');
+    await this.#call('pause');
+    if (this.#state === 'running') this.#state = 'paused';
+  }
+
+  async resume(): Promise<void> {
+    this.#require('running', 'paused');
+    await this.#call('resume');
+    if (this.#state === 'paused') this.#state = 'running';
+  }
+
+  async reset(): Promise<void> {
+    this.#require('created', 'running', 'paused');
+    await this.#call('reset');
+  }
+
+  async stop(): Promise<void> {
+    this.#require('created', 'running', 'paused', 'exited');
+    if (this.#state === 'exited') return;
+    await this.#call('stop');
+    await this.exited;
+  }
+
+  async stats(): Promise<MachineStats> {
+    this.#require('created', 'running', 'paused', 'exited');
+    const stats = (await this.#call('stats')) as MachineStats;
+    return { ...stats, consoleDroppedBytes: stats.consoleDroppedBytes + this.console.droppedBytes };
+  }
+
+  close(): Promise<void> {
+    return (this.#closing ??= this.#close());
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  async #close(): Promise<void> {
+    const terminate = setTimeout(() => void this.#worker.terminate(), CLOSE_TIMEOUT_MS);
+    this.#worker.ref();
+    // A worker that never got ready listens to nothing, but has nothing to give back either.
+    const ready = await this.#ready.then(
+      () => true,
+      () => false,
+    );
+    if (ready) await this.#call('close').catch(() => {});
+    else await this.#worker.terminate();
+    await this.#workerEnded;
+    clearTimeout(terminate);
+    this.#state = 'closed';
+  }
+
+  #receive(message: FromWorker): void {
+    switch (message.type) {
+      case 'ready':
+        this.#settleReady.resolve();
+        break;
+      case 'failed':
+        this.#fail(fromPlainError(message.error));
+        break;
+      case 'answer': {
+        const call = this.#calls.get(message.id);
+        this.#calls.delete(message.id);
+        if (message.error) call?.reject(fromPlainError(message.error));
+        else call?.resolve(message.value);
+        this.#updateRef();
+        break;
+      }
+      case 'output':
+        this.console.deliver(message.bytes);
+        break;
+      case 'input-taken':
+        this.#inputTaken?.();
+        break;
+      case 'exit':
+        this.#end(() => this.#settleExited.resolve(message.exit));
+        break;
+    }
+  }
+
+  #fail(error: VmmError): void {
+    this.#settleReady.reject(error);
+    for (const call of this.#calls.values()) call.reject(error);
+    this.#calls.clear();
+    this.#end(() => this.#settleExited.reject(error));
+  }
+
+  #end(settle: () => void): void {
+    if (this.#state !== 'closed') this.#state = 'exited';
+    this.console.finish();
+    settle();
+    this.#updateRef();
+  }
+
+  #require(...states: MachineState[]): void {
+    if (this.#closing) throw new VmmError('CLOSED', 'the machine is closed');
+    if (!states.includes(this.#state)) {
+      throw new VmmError('INVALID_STATE', `the machine is ${this.#state}; this call needs it ${states.join(' or ')}`);
+    }
+  }
+
+  #call(method: keyof WorkerMethods): Promise<unknown> {
+    return new Promise((resolve, reject) => {
+      const id = ++this.#lastCall;
+      this.#calls.set(id, { resolve, reject });
+      this.#updateRef();
+      this.#send({ type: 'call', id, method });
+    });
+  }
+
+  #send(message: ToWorker): void {
+    this.#worker.postMessage(message);
+  }
+
+  /** The process lives while the guest runs or an answer is due. */
+  #updateRef(): void {
+    const busy = this.#state === 'running' || this.#state === 'paused' || this.#calls.size > 0;
+    if (busy || this.#closing) this.#worker.ref();
+    else this.#worker.unref();
+  }
+}

@@ -1,0 +1,105 @@
+import { VmmError, type VmmErrorCode } from '../errors.js';
+import type { MachineConfig, MachineExit, MachineStats } from './machine.js';
+
+/** What the main thread asks of a machine's worker, and what each answers. */
+export interface WorkerMethods {
+  start(): void;
+  pause(): void;
+  resume(): void;
+  reset(): void | Promise<void>;
+  stop(): void;
+  stats(): MachineStats;
+  /** Gives everything back; the worker ends. */
+  close(): void;
+}
+
+export type ToWorker =
+  | { type: 'call'; id: number; method: keyof WorkerMethods }
+  | { type: 'input'; bytes: Uint8Array }
+  /** There is room for output again: see {@link OutputWindow}. */
+  | { type: 'output-room' };
+
+export type FromWorker =
+  | { type: 'ready' }
+  | { type: 'failed'; error: PlainError }
+  | { type: 'answer'; id: number; value?: unknown; error?: PlainError }
+  | { type: 'output'; bytes: Uint8Array }
+  /** The last input went to the guest whole. */
+  | { type: 'input-taken' }
+  | { type: 'exit'; exit: MachineExit };
+
+export interface WorkerData {
+  config: MachineConfig;
+  /** Shared memory of the {@link OutputWindow}. */
+  window: SharedArrayBuffer;
+}
+
+/** An error that crosses threads: structured cloning keeps neither the class nor the code. */
+export interface PlainError {
+  message: string;
+  code?: VmmErrorCode;
+  operation?: string;
+  errno?: string;
+  stack?: string;
+}
+
+export function toPlainError(error: unknown): PlainError {
+  if (!(error instanceof Error)) return { message: String(error) };
+  const { message, stack } = error;
+  const { code, operation, errno } = error instanceof VmmError ? error : {};
+  return {
+    message,
+    ...(stack !== undefined && { stack }),
+    ...(code !== undefined && { code }),
+    ...(operation !== undefined && { operation }),
+    ...(errno !== undefined && { errno }),
+  };
+}
+
+/** @returns A VmmError; code "MACHINE_FAILED" for an error that was none. */
+export function fromPlainError({ message, code, operation, errno, stack }: PlainError): VmmError {
+  const details = { ...(operation !== undefined && { operation }), ...(errno !== undefined && { errno }) };
+  const error = new VmmError(code ?? 'MACHINE_FAILED', message, details);
+  if (stack !== undefined) error.stack = stack;
+  return error;
+}
+
+/** Console output that may be under way from the worker to its reader, in bytes. */
+export const OUTPUT_WINDOW_BYTES = 1 << 20;
+
+/**
+ * Flow control of the console's output: the reader counts what it has consumed in shared memory, so that in steady state
+ * no message (which would interrupt the guest) goes back. Counts wrap at 2^32.
+ */
+export class OutputWindow {
+  static readonly BYTES = 8;
+  readonly #words: Int32Array;
+  #sent = 0;
+
+  constructor(shared: SharedArrayBuffer) {
+    this.#words = new Int32Array(shared);
+  }
+
+  /** Writer: whether `length` more bytes may be sent. If not, the reader will send `output-room`. */
+  tryReserve(length: number): boolean {
+    if (this.#fits(length)) {
+      this.#sent = (this.#sent + length) | 0;
+      return true;
+    }
+    // Announce, then look again: the reader consumes, then looks whether someone waits.
+    Atomics.store(this.#words, 1, 1);
+    if (!this.#fits(length)) return false;
+    Atomics.store(this.#words, 1, 0);
+    return this.tryReserve(length);
+  }
+
+  /** Reader: `length` bytes are consumed. @returns Whether the writer waits to hear of it. */
+  consume(length: number): boolean {
+    Atomics.add(this.#words, 0, length);
+    return Atomics.exchange(this.#words, 1, 0) === 1;
+  }
+
+  #fits(length: number): boolean {
+    return ((this.#sent - Atomics.load(this.#words, 0)) | 0) + length <= OUTPUT_WINDOW_BYTES;
+  }
+}
