@@ -1,0 +1,165 @@
+import type { Duplex } from 'node:stream';
+import { VmmError } from '../errors.js';
+import { ConsoleStream } from './console-stream.js';
+import type { Machine, MachineConfig, MachineExit, MachineState, MachineStats } from './machine.js';
+import { QemuGuest } from './qemu-guest.js';
+
+/** Console output that may wait for a slow reader before QEMU, and so the guest's serial port, has to. */
+const OUTPUT_WINDOW_BYTES = 2 ** 20;
+
+/** Emulates the machine in a QEMU process, by TCG. For hosts without a usable KVM. */
+export class QemuMachine implements Machine {
+  readonly accel = 'tcg';
+  readonly console: ConsoleStream;
+  readonly exited: Promise<MachineExit>;
+  readonly #config: MachineConfig;
+  #guest: QemuGuest;
+  #serial!: Duplex;
+  #waitingBytes = 0;
+  #state: MachineState = 'created';
+  #settle!: { resolve: (exit: MachineExit) => void; reject: (error: unknown) => void };
+
+  private constructor(config: MachineConfig, guest: QemuGuest) {
+    this.#config = config;
+    this.#guest = guest;
+    this.console = new ConsoleStream({
+      write: (bytes, taken) => this.#serial.write(bytes, taken),
+      onConsumed: (length) => {
+        this.#waitingBytes -= length;
+        if (this.#waitingBytes <= OUTPUT_WINDOW_BYTES) this.#serial.resume();
+      },
+      keepBytes: OUTPUT_WINDOW_BYTES / 2,
+    });
+    this.exited = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
+    this.exited.catch(() => {}); // it stays rejected for whoever asks; nobody asking is no reason to end the program
+    this.#adopt(guest);
+  }
+
+  /**
+   * Starts a QEMU process with the machine in it, stopped before its first instruction.
+   *
+   * The process is bound to the thread that calls this, and ends with it; see `QemuProcess.start`.
+   *
+   * @throws VmmError code "QEMU_UNAVAILABLE" naming what to install, "QEMU_FAILED" with what QEMU said, or "ABORTED".
+   */
+  static async create(config: MachineConfig, options: { signal?: AbortSignal } = {}): Promise<QemuMachine> {
+    return new QemuMachine(config, await QemuGuest.create(config, options));
+  }
+
+  get state(): MachineState {
+    return this.#state;
+  }
+
+  /** The QEMU process's id. `reset` starts another. */
+  get pid(): number | undefined {
+    return this.#guest.process.pid;
+  }
+
+  async start(): Promise<void> {
+    this.#require('start', 'created');
+    this.#state = 'running';
+    await this.#guest.run();
+  }
+
+  async pause(): Promise<void> {
+    this.#require('pause', 'running', 'paused');
+    this.#state = 'paused';
+    await this.#guest.pause();
+  }
+
+  async resume(): Promise<void> {
+    this.#require('resume', 'paused', 'running');
+    this.#state = 'running';
+    await this.#guest.run();
+  }
+
+  /** A new process, in fact: QEMU's own reset leaves RAM as it was, and firmware that finds itself there resets again. */
+  async reset(): Promise<void> {
+    this.#require('reset', 'created', 'running', 'paused');
+    if (this.#state === 'created') return;
+    const old = this.#guest;
+    await old.pause();
+    const guest = await QemuGuest.create(this.#config);
+    try {
+      // The guest may have ended, or the machine been closed, while QEMU started.
+      this.#require('reset', 'running', 'paused');
+      if (this.#guest !== old) throw new VmmError('BUSY', 'another reset() of this machine is under way');
+    } catch (error) {
+      await guest.quit();
+      throw error;
+    }
+    this.#adopt(guest);
+    await old.quit();
+    if (this.#state === 'running') await guest.run();
+  }
+
+  async stop(): Promise<void> {
+    if (this.#state === 'closed') throw closed('stop');
+    await this.#end();
+  }
+
+  stats(): Promise<MachineStats> {
+    if (this.#state === 'closed') return Promise.reject(closed('stats'));
+    return Promise.resolve({
+      exits: {},
+      accesses: {},
+      memoryBytes: this.#config.memoryBytes,
+      consoleDroppedBytes: this.console.droppedBytes,
+    });
+  }
+
+  async close(): Promise<void> {
+    const ended = this.#end();
+    this.#state = 'closed';
+    await ended;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  #adopt(guest: QemuGuest): void {
+    this.#guest = guest;
+    const serial = guest.process.chardevs['serial0'];
+    this.#serial = serial;
+    serial.on('data', (bytes: Buffer) => {
+      if (this.#guest !== guest) return;
+      this.#waitingBytes += bytes.length;
+      if (this.#waitingBytes > OUTPUT_WINDOW_BYTES && !guest.process.hasExited) serial.pause();
+      this.console.deliver(bytes);
+    });
+    const settle = async (then: () => void) => {
+      if (this.#guest !== guest) return; // reset() put another in its place
+      if (this.#state !== 'closed') this.#state = 'exited';
+      // What the guest printed last is in the socket: little enough to take in at once, reader or not.
+      serial.resume();
+      if (!serial.readableEnded && !serial.destroyed) {
+        await new Promise<void>((resolve) => serial.once('end', resolve).once('close', resolve));
+      }
+      this.console.finish();
+      then();
+    };
+    guest.ended.then(
+      (exit) => settle(() => this.#settle.resolve(exit)),
+      (error: unknown) => settle(() => this.#settle.reject(error)),
+    );
+  }
+
+  async #end(): Promise<void> {
+    await this.#guest.quit();
+    await this.exited.catch(() => {});
+  }
+
+  #require(operation: string, ...states: MachineState[]): void {
+    if (this.#state === 'closed') throw closed(operation);
+    if (states.includes(this.#state)) return;
+    throw new VmmError(
+      'INVALID_STATE',
+      `${operation}() needs a machine that is ${states.join(' or ')}; this one is ${this.#state}`,
+      { operation },
+    );
+  }
+}
+
+const closed = (operation: string) =>
+  new VmmError('CLOSED', `${operation}() on a machine that was closed: create another`, { operation });
