@@ -25,7 +25,12 @@ export default defineConfig({
       project('lifetime', { testTimeout: 120_000 }),
       project('hostile', { testTimeout: 120_000 }),
       project('package', { testTimeout: 300_000 }),
-      project('linux', { testTimeout: 600_000, hookTimeout: 600_000, fileParallelism: false }),
+      project('linux', {
+        testTimeout: 600_000,
+        hookTimeout: 600_000,
+        fileParallelism: false,
+        globalSetup: ['test/support/nested.ts'],
+      }),
     ],
   },
 });

@@ -117,7 +117,11 @@ ${interactive ? '' : 'stty -opost -echo'}
 cd "$HOME"
 ${(options.setup ?? []).join('\n')}
 # The shell would say "Killed" where a signal ended the command: that is not the command's output.
-{ setsid cttyhack ${command ? shellCommand(command) : 'sh -l'} 2>&3 3>&-; } 3>&2 2>/dev/null
+(
+  exec 3>&2 2>/dev/null
+  (exec setsid cttyhack ${command ? shellCommand(command) : 'sh -l'} 2>&3 3>&-)
+  exit $?
+)
 status=$?
 sync
 # Changing a terminal's settings waits until it has sent everything.
