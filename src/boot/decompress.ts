@@ -2,6 +2,7 @@ import { promisify } from 'node:util';
 import { gunzip } from 'node:zlib';
 import { Decompress as ZstdDecompress } from 'fzstd';
 import { decompressLz4Legacy, LZ4_LEGACY_MAGIC } from './lz4.js';
+import { decompressXz, XZ_MAGIC } from './xz.js';
 
 const GZIP_MAGIC = 0x8b1f;
 const ZSTD_MAGIC = 0xfd2fb528;
@@ -26,15 +27,21 @@ export async function unpackPayload(payload: Uint8Array, maxBytes: number): Prom
   try {
     if (view.getUint16(0, true) === GZIP_MAGIC) return { vmlinux: await unpackGzip(payload, size) };
     const output = new Uint8Array(size);
+    const input = payload.subarray(0, -4);
     switch (view.getUint32(0, true)) {
       case LZ4_LEGACY_MAGIC:
-        await decompressLz4Legacy(payload.subarray(0, -4), output);
+        await decompressLz4Legacy(input, output);
         return { vmlinux: output };
       case ZSTD_MAGIC:
-        await unpackZstd(payload.subarray(0, -4), output);
+        await unpackZstd(input, output);
+        return { vmlinux: output };
+      case XZ_MAGIC:
+        await decompressXz(input, output);
         return { vmlinux: output };
       default:
-        return { reason: 'its payload is compressed in a format that vmexit cannot undo (it can: gzip, lz4, zstd)' };
+        return {
+          reason: 'its payload is compressed in a format that vmexit cannot undo (it can: gzip, lz4, xz, zstd)',
+        };
     }
   } catch (error) {
     return { reason: `its payload is damaged: ${(error as Error).message}` };

@@ -1,3 +1,5 @@
+import { execFileSync } from 'node:child_process';
+
 /** Tiny kernel images, put together field by field, for tests of the loaders. They load; nothing in them runs. */
 
 export interface ElfSegmentSpec {
@@ -113,6 +115,12 @@ export function buildBzImage(spec: BzImageSpec = {}): Uint8Array {
 export function lz4LegacyPayload(data: Uint8Array): Uint8Array {
   const block = [...lz4Length(0xf0, data.length - 15), ...data];
   return Uint8Array.from([0x02, 0x21, 0x4c, 0x18, ...u32(block.length), ...block, ...u32(data.length)]);
+}
+
+/** What `xz` makes of the data with the options of a kernel's build, and the size that the build appends. */
+export function xzPayload(data: Uint8Array): Uint8Array {
+  const options = ['--check=crc32', '--x86', '--lzma2=dict=32MiB', '-c'];
+  return Uint8Array.from([...execFileSync('xz', options, { input: data }), ...u32(data.length)]);
 }
 
 /** A zstd frame of one stored block (up to 128 KiB), and the size that the kernel's build appends. */
