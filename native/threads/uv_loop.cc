@@ -16,8 +16,9 @@ int64_t UvLoop::DeadlineNs() const {
   int timeout_ms = uv_backend_timeout(loop_);
   if (timeout_ms < 0) return kNever;
   if (timeout_ms == 0) return 0;
-  // The timeout counts from the loop's cached time, so the sum is the same however stale that is.
-  return (static_cast<int64_t>(uv_now(loop_)) + timeout_ms) * 1'000'000;
+  // The timeout counts from the loop's cached time, so the sum is the same however stale that is. libuv reads a clock
+  // that may lag by its resolution, 1 ms: at the exact time its timers would not be due yet.
+  return (static_cast<int64_t>(uv_now(loop_)) + timeout_ms + 1) * 1'000'000;
 }
 
 uint64_t UvLoop::Activity() const {
