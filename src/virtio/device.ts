@@ -1,0 +1,61 @@
+import type { AccessSize } from '../bus/device.js';
+import type { GuestMemory } from '../memory/guest-memory.js';
+import type { VirtQueue } from './queue/queue.js';
+
+/** How a transport reaches the driver. The machine implements it by an interrupt line, an irqfd or MSI-X. */
+export interface VirtioInterrupt {
+  /** Used-buffer notification of one queue. */
+  queue(index: number): void;
+  /** Configuration change notification. */
+  config(): void;
+}
+
+/** What a device works with from DRIVER_OK until its reset. */
+export interface VirtioContext {
+  readonly memory: GuestMemory;
+  /** The features that device and driver agreed on. */
+  readonly features: bigint;
+  /** By queue index; undefined where the driver enabled none. */
+  readonly queues: readonly (VirtQueue | undefined)[];
+  /** The configuration space reads differently now: raises the generation and interrupts the driver. */
+  configChanged(): void;
+  /** The driver broke the device type's rules: sets DEVICE_NEEDS_RESET, takes the queues away and counts. */
+  fail(reason: string): void;
+}
+
+/**
+ * A virtio device without its transport. One object lives through any number of resets.
+ *
+ * No method but the constructor may throw for anything a guest does. After `reset` the device writes nothing to guest
+ * memory any more; chains of the old queues, completed late, are dropped by the queues themselves.
+ */
+export interface VirtioDevice {
+  /** Short, stable name for statistics and error messages, such as `virtio-rng`. */
+  readonly name: string;
+  /** Device ID: virtio 1.2, 5. */
+  readonly type: number;
+  /** Feature bits of the device type that it offers; the transport adds VERSION_1 and those of the queues. */
+  readonly features: bigint;
+  /** The largest size of each queue, a power of two. */
+  readonly queueSizes: readonly number[];
+  /** Reads the configuration space; all ones beyond its end. */
+  readConfig(offset: number, size: AccessSize): number;
+  writeConfig(offset: number, size: AccessSize, value: number): void;
+  /** The driver is ready (DRIVER_OK). `queueNotify` follows for each queue, should buffers wait there already. */
+  activate(context: VirtioContext): void;
+  /** The driver made buffers available in the queue. Never called while the device is not active. */
+  queueNotify(index: number): void;
+  /** The driver, or the machine, starts over. Also called when the device was never active. */
+  reset(): void;
+  /** Plain data, or undefined: what `restore` needs besides the queues. */
+  save(): unknown;
+  /** Called on a device that was reset, before `activate`. @throws VmmError code "INVALID_ARGUMENT" */
+  restore(state: unknown): void;
+}
+
+/** Reads a configuration structure that is kept as little-endian bytes; all ones beyond its end. */
+export function readConfigBytes(config: Uint8Array, offset: number, size: AccessSize): number {
+  let value = 0;
+  for (let i = 0; i < size; i++) value |= (offset + i < config.length ? config[offset + i] : 0xff) << (8 * i);
+  return value >>> 0;
+}
