@@ -1,0 +1,56 @@
+import { VmmError } from '../errors.js';
+import { kvmProblems, probeKvm, type KvmProbe } from './kvm-probe.js';
+
+export type Accelerator = 'kvm' | 'tcg';
+
+export interface AcceleratorChoice {
+  accel: Accelerator;
+  /** One line on why. */
+  reason: string;
+  /** What KVM was found to be able to do; absent where it was not tried, or could not be opened. */
+  probe?: KvmProbe;
+}
+
+let probed: KvmProbe | VmmError | undefined;
+
+/** What this host's KVM can run, or why there is none. Probed once per process. */
+function probeOnce(): KvmProbe | VmmError {
+  if (probed === undefined) {
+    try {
+      probed = probeKvm();
+    } catch (error) {
+      if (!(error instanceof VmmError)) throw error;
+      probed = error;
+    }
+  }
+  return probed;
+}
+
+/**
+ * Chooses how to run a guest. `auto` takes KVM where it can run an unmodified kernel at speed, else QEMU's TCG; the first
+ * choice in a process takes about 20 ms, in which this thread stands still.
+ *
+ * @throws VmmError code "ACCEL_UNAVAILABLE" when `kvm` was asked for and there is none; the message says what to do.
+ */
+export function chooseAccelerator(request: 'auto' | Accelerator): AcceleratorChoice {
+  if (request === 'tcg') return { accel: 'tcg', reason: 'TCG was asked for' };
+  const probe = probeOnce();
+  if (probe instanceof VmmError) {
+    if (request === 'kvm') {
+      throw new VmmError('ACCEL_UNAVAILABLE', `KVM cannot be used here: ${probe.message}`, { cause: probe });
+    }
+    return { accel: 'tcg', reason: `TCG: no KVM here, ${probe.message}` };
+  }
+  const problems = kvmProblems(probe);
+  if (problems.length === 0) {
+    return {
+      accel: 'kvm',
+      reason: `KVM: it runs kernel code at ${Math.round(probe.cpl0Rate).toLocaleString('en')} M instructions/s`,
+      probe,
+    };
+  }
+  const why = `this host's KVM cannot run an unmodified kernel: ${problems.join('; ')}`;
+  // Who insists may have a guest of another kind.
+  if (request === 'kvm') return { accel: 'kvm', reason: `KVM was asked for, although ${why}`, probe };
+  return { accel: 'tcg', reason: `TCG: ${why}`, probe };
+}
