@@ -7,9 +7,11 @@ import { checksum, IOAPIC_GPA, IOAPIC_ID, LOCAL_APIC_GPA, MAX_CPUS, putText } fr
 /*
  * The tables are of the hardware-reduced kind (ACPI 6.5, 4.1). The other kind needs PM1 event and control blocks, an SCI
  * and usually a PM timer, all to be emulated; this one needs the three registers of ACPI_POWER below, and a power button
- * is an interrupt of its own (Generic Event Device). What a guest does differently: Linux takes no timer tick from the
- * PIT and no interrupt from the PIC, it calibrates the local APIC's timer by the TSC. COM1, RTC and i8042 are found
- * through their nodes in the DSDT.
+ * is an interrupt of its own (Generic Event Device). COM1, RTC and i8042 are found through their nodes in the DSDT.
+ *
+ * What a guest does differently: Linux takes no timer tick from the PIT and no interrupt from the PIC. It needs the
+ * frequency of the TSC for the local APIC's timer, so give it kvm-clock (CPUID leaf 0x40000001) and the TSC deadline
+ * timer: a kernel that must measure the TSC against the PIT's counter can fail to on a busy host, and then hangs.
  */
 
 /**
