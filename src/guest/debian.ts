@@ -29,7 +29,10 @@ export const QEMU_X86: Requirement = {
   code: 'QEMU_UNAVAILABLE',
 };
 
+const STAGING_MAX_AGE_MS = 3_600_000;
 const ARCHITECTURE = 'amd64';
+// Another installation may be going on, of this program even: two test runs on a fresh machine.
+const WAIT_FOR_DPKG = ['-o', 'DPkg::Lock::Timeout=300'];
 const APT_ENV = { DEBIAN_FRONTEND: 'noninteractive', LC_ALL: 'C.UTF-8' };
 
 /** The directory for what was fetched: `$XDG_CACHE_HOME/vmexit`, else `~/.cache/vmexit`. Safe to delete at any time. */
@@ -87,7 +90,7 @@ export async function ensureInstalled(
     options.onProgress?.(`installing ${packages.join(', ')} (apt-get)`);
     try {
       await withPackageLists(packages, options, () =>
-        apt(['install', '-y', '-q', '--no-install-recommends', ...packages], options),
+        apt(['install', '-y', '-q', '--no-install-recommends', ...WAIT_FOR_DPKG, ...packages], options),
       );
     } catch (error) {
       options.signal?.throwIfAborted();
@@ -116,6 +119,7 @@ export async function downloadPackage(name: string, options: DebianOptions = {})
   if (!(await findProgram('apt-get'))) {
     throw new VmmError('IMAGE_NOT_FOUND', `package ${name}: this system has no apt-get to fetch it with`);
   }
+  await removeStaleStaging();
   const staging = join(cacheDirectory(), 'staging', `${name}-${randomBytes(6).toString('hex')}`);
   await mkdir(staging, { recursive: true });
   try {
@@ -141,6 +145,16 @@ export async function downloadPackage(name: string, options: DebianOptions = {})
     });
   } finally {
     await rm(staging, { recursive: true, force: true });
+  }
+}
+
+/** What processes that were killed have left: half a kernel is 200 MB. */
+async function removeStaleStaging(): Promise<void> {
+  const staging = join(cacheDirectory(), 'staging');
+  for (const name of await readdir(staging).catch(() => [])) {
+    const path = join(staging, name);
+    const { mtimeMs } = await stat(path).catch(() => ({ mtimeMs: Infinity }));
+    if (Date.now() - mtimeMs > STAGING_MAX_AGE_MS) await rm(path, { recursive: true, force: true });
   }
 }
 
