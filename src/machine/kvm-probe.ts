@@ -42,7 +42,7 @@ const PDPT_GPA = 0xa000;
 const PD_GPA = 0xb000;
 
 /** Longest run until the next exit. Above any sound host's; a guest that does not exit is no reason to wait. */
-const RUN_TIMEOUT_MS = 250;
+const RUN_TIMEOUT_MS = 1_000;
 /** The loop's rate is the best of a few short runs: a busy host takes the CPU away from some of them. */
 const RATE_RUNS = 3;
 const RATE_RUN_MS = 4;

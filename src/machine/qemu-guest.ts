@@ -15,7 +15,8 @@ const MACHINE = 'q35,accel=tcg,sata=off,smbus=off,usb=off,vmport=off';
 
 /** Carries seven bits of what the guest writes; see `#debugExit`. */
 const DEBUG_EXIT = 'isa-debug-exit,iobase=0xf4,iosize=0x04';
-const DEBUG_CONSOLE = 'isa-debugcon,iobase=0xe9,chardev=debug';
+/** Takes all eight bits, for who writes there first; nothing else has this port. */
+const DEBUG_EXIT_BYTE = 'isa-debugcon,iobase=0xf8,chardev=debug';
 
 /** How often to look whether every vCPU has halted for good, which QEMU does not report. */
 const HALT_POLL_MS = 1_000;
@@ -104,7 +105,7 @@ export class QemuGuest {
 
   /**
    * The byte the guest wrote to the debug-exit port: QEMU ended with status (byte << 1) | 1, which has no room for the
-   * top bit. A guest that needs all eight writes the byte to the debug console (port 0xe9) first.
+   * top bit. A guest that needs all eight bits writes the byte to port 0xf8 first.
    *
    * @throws VmmError code "QEMU_FAILED" when that is not how QEMU ended.
    */
@@ -169,7 +170,7 @@ function qemuArguments(config: MachineConfig): string[] {
     ...['-m', `size=${Math.ceil(config.memoryBytes / 2 ** 10)}k`],
     ...['-kernel', config.kernelPath, '-append', config.cmdline],
     ...(config.initrdPath === undefined ? [] : ['-initrd', config.initrdPath]),
-    ...['-serial', 'chardev:serial0', '-device', DEBUG_CONSOLE, '-device', DEBUG_EXIT, '-device', 'pvpanic'],
+    ...['-serial', 'chardev:serial0', '-device', DEBUG_EXIT_BYTE, '-device', DEBUG_EXIT, '-device', 'pvpanic'],
     // The guest's end stops it, so that it can be looked at; `quit` then ends the process.
     ...['-action', 'reboot=shutdown,shutdown=pause,panic=shutdown'],
     // The only way to tell a triple fault from a reset the guest asked for: QEMU logs the former.

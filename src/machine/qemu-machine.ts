@@ -3,6 +3,7 @@ import { VmmError } from '../errors.js';
 import { ConsoleStream } from './console-stream.js';
 import type { Machine, MachineConfig, MachineExit, MachineState, MachineStats } from './machine.js';
 import { QemuGuest } from './qemu-guest.js';
+import { checkImages } from './qemu-images.js';
 
 /** Console output that may wait for a slow reader before QEMU, and so the guest's serial port, has to. */
 const OUTPUT_WINDOW_BYTES = 2 ** 20;
@@ -40,9 +41,11 @@ export class QemuMachine implements Machine {
    *
    * The process is bound to the thread that calls this, and ends with it; see `QemuProcess.start`.
    *
-   * @throws VmmError code "QEMU_UNAVAILABLE" naming what to install, "QEMU_FAILED" with what QEMU said, or "ABORTED".
+   * @throws VmmError code "BAD_KERNEL", "BAD_INITRD", "BAD_CMDLINE", "OUT_OF_GUEST_MEMORY"; "QEMU_UNAVAILABLE" naming
+   *   what to install, "QEMU_FAILED" with what QEMU said, or "ABORTED".
    */
   static async create(config: MachineConfig, options: { signal?: AbortSignal } = {}): Promise<QemuMachine> {
+    await checkImages(config);
     return new QemuMachine(config, await QemuGuest.create(config, options));
   }
 

@@ -1,0 +1,103 @@
+import type { Duplex } from 'node:stream';
+import { chooseAccelerator } from './accelerator.js';
+import { KvmMachine } from './kvm-machine.js';
+import type { Machine, MachineExit, MachineState, MachineStats } from './machine.js';
+import { parseOptions, type MicroVMOptions } from './options.js';
+import { QemuMachine } from './qemu-machine.js';
+
+/**
+ * A virtual machine that boots a Linux kernel: under KVM by this package, or in a QEMU process where KVM is of no use.
+ *
+ * ```ts
+ * await using vm = await MicroVM.create({ kernel: 'vmlinuz', initrd: 'initrd.img' });
+ * vm.console.pipe(process.stdout);
+ * await vm.start();
+ * const { reason } = await vm.exited;
+ * ```
+ *
+ * It holds its resources until `close()`, also after the guest has ended; `await using` closes it. After `close()` every
+ * other call throws code "CLOSED".
+ */
+export class MicroVM implements Machine {
+  /** One line on why this accelerator was chosen. */
+  readonly accelReason: string;
+  readonly #machine: Machine;
+
+  private constructor(machine: Machine, accelReason: string) {
+    this.#machine = machine;
+    this.accelReason = accelReason;
+  }
+
+  /**
+   * Makes the machine and loads its kernel; nothing runs yet.
+   *
+   * @throws VmmError code "INVALID_ARGUMENT" naming the option that is wrong; "BAD_KERNEL", "BAD_INITRD", "BAD_CMDLINE",
+   *   "OUT_OF_GUEST_MEMORY"; "ACCEL_UNAVAILABLE" when the accelerator that was asked for is not there;
+   *   "QEMU_UNAVAILABLE" when QEMU is needed and not installed.
+   */
+  static async create(options: MicroVMOptions): Promise<MicroVM> {
+    const { config, accel: request } = parseOptions(options);
+    const { accel, reason } = chooseAccelerator(request);
+    const machine = accel === 'kvm' ? await KvmMachine.create(config) : await QemuMachine.create(config);
+    return new MicroVM(machine, reason);
+  }
+
+  /** What runs the guest. */
+  get accel(): 'kvm' | 'tcg' {
+    return this.#machine.accel;
+  }
+
+  get state(): MachineState {
+    return this.#machine.state;
+  }
+
+  /**
+   * The guest's first serial port: write for input, read for output. It ends when the guest does. A slow reader slows
+   * the guest's port down; without a reader the oldest output is dropped.
+   */
+  get console(): Duplex {
+    return this.#machine.console;
+  }
+
+  /** Resolves once, when the guest has ended; rejects only when the machine itself failed. */
+  get exited(): Promise<MachineExit> {
+    return this.#machine.exited;
+  }
+
+  /** Runs the guest. @throws VmmError code "INVALID_STATE" when it was started before. */
+  start(): Promise<void> {
+    return this.#machine.start();
+  }
+
+  /** Stops the vCPUs where they are. @returns when none runs. */
+  pause(): Promise<void> {
+    return this.#machine.pause();
+  }
+
+  resume(): Promise<void> {
+    return this.#machine.resume();
+  }
+
+  /** Starts the guest over, with memory and devices as new. */
+  reset(): Promise<void> {
+    return this.#machine.reset();
+  }
+
+  /** Ends the guest at once; `exited` resolves with 'stopped' unless it had ended. Idempotent. */
+  stop(): Promise<void> {
+    return this.#machine.stop();
+  }
+
+  stats(): Promise<MachineStats> {
+    return this.#machine.stats();
+  }
+
+  /** Ends the guest and gives everything back. Idempotent. */
+  close(): Promise<void> {
+    return this.#machine.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#machine.close();
+  }
+}

@@ -1,0 +1,70 @@
+import { readFile, stat } from 'node:fs/promises';
+import { isBzImage, parseBzImage } from '../boot/bzimage.js';
+import { isElf, parseElf } from '../boot/elf.js';
+import { VmmError } from '../errors.js';
+import type { MachineConfig } from './machine.js';
+
+/** What Linux takes on x86, less the NUL (COMMAND_LINE_SIZE). */
+const CMDLINE_MAX_BYTES = 2047;
+
+/**
+ * Checks what QEMU would take as it is and let the guest fail over, with the errors that the KVM machine gives.
+ *
+ * @throws VmmError code "BAD_KERNEL", "BAD_INITRD", "BAD_CMDLINE", or "OUT_OF_GUEST_MEMORY".
+ */
+export async function checkImages({ kernelPath, initrdPath, cmdline, memoryBytes }: MachineConfig): Promise<void> {
+  const kernel = await readFile(kernelPath).catch((cause: unknown) => {
+    throw unreadable('BAD_KERNEL', 'kernel', kernelPath, cause);
+  });
+  let cmdlineMaxBytes = CMDLINE_MAX_BYTES;
+  let needed: number;
+  if (isBzImage(kernel)) {
+    const image = parseBzImage(kernel);
+    cmdlineMaxBytes = Math.min(cmdlineMaxBytes, image.cmdlineMaxLength);
+    needed = image.loadGpa + image.runtimeBytes;
+  } else if (isElf(kernel)) {
+    const image = parseElf(kernel);
+    if (image.pvhEntryGpa === undefined) {
+      throw new VmmError(
+        'BAD_KERNEL',
+        `${kernelPath}: QEMU enters an ELF kernel by PVH only, and this one has no PVH note`,
+      );
+    }
+    needed = image.span.gpa + image.span.sizeBytes;
+  } else {
+    throw new VmmError('BAD_KERNEL', `${kernelPath} is neither a Linux bzImage (vmlinuz) nor an ELF64 file (vmlinux)`);
+  }
+
+  const initrd =
+    initrdPath === undefined
+      ? undefined
+      : await stat(initrdPath).catch((cause: unknown) => {
+          throw unreadable('BAD_INITRD', 'initrd', initrdPath, cause);
+        });
+  if (initrd && (!initrd.isFile() || initrd.size === 0)) {
+    throw new VmmError('BAD_INITRD', `${initrdPath!} is ${initrd.isFile() ? 'empty' : 'no file'}: give a cpio archive`);
+  }
+  if (needed + (initrd?.size ?? 0) > memoryBytes) {
+    throw new VmmError(
+      'OUT_OF_GUEST_MEMORY',
+      `kernel and initrd need more than ${Math.floor(memoryBytes / 2 ** 20)} MiB: give the machine over ` +
+        `${Math.ceil((needed + (initrd?.size ?? 0)) / 2 ** 20)} MiB`,
+    );
+  }
+  const length = Buffer.byteLength(cmdline);
+  if (length > cmdlineMaxBytes) {
+    throw new VmmError(
+      'BAD_CMDLINE',
+      `the kernel command line has ${length} bytes, this kernel takes ${cmdlineMaxBytes}`,
+    );
+  }
+}
+
+function unreadable(code: 'BAD_KERNEL' | 'BAD_INITRD', what: string, path: string, cause: unknown): VmmError {
+  const errno = (cause as NodeJS.ErrnoException).code;
+  return new VmmError(code, `the ${what} ${path} cannot be read: ${(cause as Error).message}`, {
+    operation: path,
+    cause,
+    ...(errno !== undefined && { errno }),
+  });
+}

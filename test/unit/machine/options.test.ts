@@ -1,0 +1,90 @@
+import fc from 'fast-check';
+import { resolve } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import { parseOptions, parseSize, type MicroVMOptions } from '../../../src/machine/options.js';
+
+const failure = (options: unknown) => {
+  try {
+    parseOptions(options as MicroVMOptions);
+  } catch (error) {
+    return error as { code: string; message: string };
+  }
+  throw new Error('was accepted');
+};
+
+describe('options', () => {
+  it('need a kernel and nothing else', () => {
+    expect(parseOptions({ kernel: 'vmlinuz' })).toEqual({
+      accel: 'auto',
+      config: { kernelPath: resolve('vmlinuz'), cmdline: 'console=ttyS0 panic=-1', cpus: 1, memoryBytes: 256 << 20 },
+    });
+    expect(failure({})).toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining('kernel') as string,
+    });
+  });
+
+  it('put what the user adds to the command line last, where it overrides', () => {
+    const { config } = parseOptions({ kernel: '/k', cmdline: ' quiet panic=5 ' });
+    expect(config.cmdline).toBe('console=ttyS0 panic=-1 quiet panic=5');
+  });
+
+  it('name every option that is wrong', () => {
+    const { code, message } = failure({ kernel: '', cpus: 1.5, memory: 'much', accel: 'hvf', cmdline: 'a\0b' });
+    expect(code).toBe('INVALID_ARGUMENT');
+    for (const name of ['kernel', 'cpus', 'memory', 'accel', 'cmdline']) expect(message).toContain(name);
+  });
+
+  it('refuse a name that is none of theirs', () => {
+    expect(failure({ kernel: 'k', kernal: 'k' })).toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining('kernal') as string,
+    });
+  });
+
+  it.each([undefined, null, 7, 'kernel', []])('refuse %j in their place', (value) => {
+    expect(failure(value)).toMatchObject({ code: 'INVALID_ARGUMENT' });
+  });
+
+  it.each([0, -1, 256, NaN, Infinity, '0', '', '12X', '-1M', '1e3M', '2048G', 2 ** 60, {}, null])(
+    'refuse %j as the size of memory',
+    (memory) => {
+      expect(failure({ kernel: 'k', memory })).toMatchObject({
+        code: 'INVALID_ARGUMENT',
+        message: expect.stringContaining('memory') as string,
+      });
+    },
+  );
+
+  it.each([0, -1, 256, NaN, '2'])('refuse %j as a number of CPUs', (cpus) => {
+    expect(failure({ kernel: 'k', cpus })).toMatchObject({ code: 'INVALID_ARGUMENT' });
+  });
+});
+
+describe('a size', () => {
+  it('counts in powers of 1024', () => {
+    expect(parseSize('64K')).toBe(65_536);
+    expect(parseSize('256M')).toBe(268_435_456);
+    expect(parseSize('1.5G')).toBe(1_610_612_736);
+    expect(parseSize('1GiB')).toBe(2 ** 30);
+    expect(parseSize('4096')).toBe(4096);
+  });
+
+  it('is the same with every suffix for the same bytes', () => {
+    fc.assert(
+      fc.property(fc.integer({ min: 1, max: 1 << 20 }), (mebibytes) => {
+        expect(parseSize(`${mebibytes}M`)).toBe(parseSize(`${mebibytes * 1024}K`));
+        expect(parseSize(`${mebibytes}m`)).toBe(parseSize(String(mebibytes * 2 ** 20)));
+      }),
+    );
+  });
+
+  it('is never taken from text that is none', () => {
+    fc.assert(
+      fc.property(fc.string(), (text) => {
+        const size = parseSize(text);
+        if (size !== undefined) expect(text.trim()).toMatch(/^[\d.]+[kmgt]?(i?b)?$/i);
+      }),
+    );
+  });
+});
