@@ -3,6 +3,7 @@ import { randomFillSync } from 'node:crypto';
 import { VIRTIO_ID_ENTROPY } from '../../../virtio/defs.js';
 import { type VirtioContext, type VirtioDevice, readConfigBytes } from '../../../virtio/device.js';
 import type { DescriptorChain } from '../../../virtio/queue/chain.js';
+import { Turns } from '../../../virtio/queue/turns.js';
 import type { AccessSize } from '../../../bus/device.js';
 
 const QUEUE_SIZE = 64;
@@ -23,7 +24,7 @@ export class VirtioRng implements VirtioDevice {
   readonly queueSizes = [QUEUE_SIZE];
   readonly #fill: (bytes: Uint8Array) => void;
   #context: VirtioContext | undefined;
-  #later: NodeJS.Immediate | undefined;
+  readonly #turns = new Turns(() => this.#serve());
 
   constructor(config: VirtioRngConfig = {}) {
     this.#fill = config.fill ?? randomFillSync;
@@ -40,13 +41,12 @@ export class VirtioRng implements VirtioDevice {
   }
 
   queueNotify(): void {
-    if (!this.#later) this.#serve();
+    this.#turns.take();
   }
 
   reset(): void {
     this.#context = undefined;
-    clearImmediate(this.#later);
-    this.#later = undefined;
+    this.#turns.cancel();
   }
 
   save(): undefined {
@@ -55,20 +55,15 @@ export class VirtioRng implements VirtioDevice {
 
   restore(): void {}
 
-  #serve(): void {
+  #serve(): boolean {
     const queue = this.#context?.queues[0];
-    if (!queue) return;
+    if (!queue) return false;
     let left = MAX_BYTES_PER_TURN;
-    const more = queue.drain((chain) => {
+    return queue.drain((chain) => {
       const bytes = this.#fillChain(chain);
       left -= bytes;
       queue.push(chain, bytes);
       return left > 0;
-    });
-    if (!more) return;
-    this.#later = setImmediate(() => {
-      this.#later = undefined;
-      this.#serve();
     });
   }
 
