@@ -1,6 +1,6 @@
 /*
- * Preloaded into a VMM, measures the time between the return of one KVM_RUN and the next: what the VMM itself adds to an
- * exit. The program under test stays as it is: this stands between it and the C library's ioctl().
+ * Preloaded into a VMM, measures the time between the return of one KVM_RUN and the next: what the VMM itself adds to
+ * an exit. The program under test stays as it is: this stands between it and the C library's ioctl().
  *
  * At the end of the process the file that VMEXIT_STAMPS names gets one line: "MEDIAN_NS P90_NS SAMPLES", less what
  * reading the time stamp counter takes. The first SKIP samples are left out: a JIT compiles meanwhile.
@@ -32,7 +32,7 @@ static double seconds_since_start(void) {
 int ioctl(int fd, unsigned long request, ...) {
   va_list arguments;
   va_start(arguments, request);
-  void *argument = va_arg(arguments, void *);
+  void* argument = va_arg(arguments, void*);
   va_end(arguments);
   if (request != KVM_RUN) return (int)syscall(SYS_ioctl, fd, request, argument);
 
@@ -49,8 +49,8 @@ int ioctl(int fd, unsigned long request, ...) {
   return result;
 }
 
-static int ascending(const void *a, const void *b) {
-  uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+static int ascending(const void* a, const void* b) {
+  uint32_t x = *(const uint32_t*)a, y = *(const uint32_t*)b;
   return (x > y) - (x < y);
 }
 
@@ -60,7 +60,7 @@ __attribute__((constructor)) static void start(void) {
 }
 
 __attribute__((destructor)) static void report(void) {
-  const char *path = getenv("VMEXIT_STAMPS");
+  const char* path = getenv("VMEXIT_STAMPS");
   if (path == NULL || seen <= SKIP) return;
   uint64_t count = seen - SKIP < CAPACITY ? seen - SKIP : CAPACITY;
   uint64_t cost = UINT64_MAX;
@@ -70,7 +70,7 @@ __attribute__((destructor)) static void report(void) {
   }
   double ns_per_tick = seconds_since_start() * 1e9 / (double)(__rdtsc() - start_tsc);
   qsort(samples, count, sizeof *samples, ascending);
-  FILE *file = fopen(path, "w");
+  FILE* file = fopen(path, "w");
   if (file == NULL) return;
   double median = (double)samples[count / 2] - (double)cost, p90 = (double)samples[count * 9 / 10] - (double)cost;
   fprintf(file, "%.1f %.1f %llu\n", median * ns_per_tick, p90 * ns_per_tick, (unsigned long long)count);

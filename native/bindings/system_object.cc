@@ -1,9 +1,9 @@
 #include <fcntl.h>
-#include "kvm/kvm_header.h"
 #include <sys/ioctl.h>
 
 #include "bindings/arguments.h"
 #include "bindings/objects.h"
+#include "kvm/kvm_header.h"
 
 namespace vmexit {
 

@@ -43,8 +43,7 @@ VcpuObject::~VcpuObject() {
 }
 
 Napi::Value VcpuObject::Ioctl(const Napi::CallbackInfo& info) {
-  return Guarded(info.Env(),
-                 [&] { return IoctlArguments(info, FdLevel::kVcpu, vcpu().fd(), vcpu().XsaveSize()); });
+  return Guarded(info.Env(), [&] { return IoctlArguments(info, FdLevel::kVcpu, vcpu().fd(), vcpu().XsaveSize()); });
 }
 
 // run(timeoutNs) -> exit reason, or -1 after kick() or the timeout. 0: no timeout.

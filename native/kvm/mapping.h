@@ -14,8 +14,9 @@ namespace vmexit {
 
 // Guest RAM: a memfd, mapped shared, excluded from fork().
 //
-// LIFETIME: shared by every VM that has a slot over it and by every ArrayBuffer made from it, and unmapped with the last
-// of them. A slot must never outlive its mapping: the kernel would let the guest into whatever is mapped there next.
+// LIFETIME: shared by every VM that has a slot over it and by every ArrayBuffer made from it, and unmapped with the
+// last of them. A slot must never outlive its mapping: the kernel would let the guest into whatever is mapped there
+// next.
 class Mapping {
  public:
   // size: bytes, a multiple of the page size. Throws SystemError.

@@ -1,6 +1,5 @@
 #include "kvm/requests.h"
 
-#include "kvm/kvm_header.h"
 #include <sys/ioctl.h>
 
 #include <algorithm>
@@ -8,6 +7,7 @@
 #include <string>
 
 #include "kvm/error.h"
+#include "kvm/kvm_header.h"
 
 namespace vmexit {
 namespace {

@@ -15,10 +15,10 @@ struct RequestRule {
   const char* name;
   FdLevel level;
   enum Kind {
-    kValue,     // the argument is an integer
-    kStruct,    // a structure of the size that the request number encodes
-    kEntries,   // a header, a u32 count at count_offset, then count entries of entry_size
-    kXsave,     // like kStruct, but at least KVM_CAP_XSAVE2 bytes
+    kValue,    // the argument is an integer
+    kStruct,   // a structure of the size that the request number encodes
+    kEntries,  // a header, a u32 count at count_offset, then count entries of entry_size
+    kXsave,    // like kStruct, but at least KVM_CAP_XSAVE2 bytes
   } kind;
   uint32_t header_size;
   uint32_t entry_size;

@@ -1,9 +1,10 @@
 #include "kvm/vcpu.h"
 
-#include <csignal>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+
+#include <csignal>
 
 #include "kvm/error.h"
 #include "kvm/registry.h"

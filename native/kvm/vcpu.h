@@ -1,7 +1,6 @@
 #ifndef VMEXIT_KVM_VCPU_H_
 #define VMEXIT_KVM_VCPU_H_
 
-#include "kvm/kvm_header.h"
 #include <sys/types.h>
 
 #include <atomic>
@@ -9,6 +8,7 @@
 #include <memory>
 #include <mutex>
 
+#include "kvm/kvm_header.h"
 #include "kvm/unique_fd.h"
 #include "kvm/vm.h"
 

@@ -1,11 +1,11 @@
 #include "kvm/vm.h"
 
-#include "kvm/kvm_header.h"
 #include <sys/ioctl.h>
 
 #include <utility>
 
 #include "kvm/error.h"
+#include "kvm/kvm_header.h"
 
 namespace vmexit {
 namespace {

@@ -1,13 +1,13 @@
 #include "threads/kicker.h"
 
-#include <csignal>
-#include <ctime>
 #include <poll.h>
 #include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 
 #include <algorithm>
+#include <csignal>
+#include <ctime>
 #include <thread>
 
 #include "kvm/error.h"

@@ -38,9 +38,8 @@ FdPoll::FdPoll(uv_loop_s* loop, int fd, std::function<void()> on_readable) : han
     delete handle_;
     throw SystemError("uv_poll_init", -error);
   }
-  uv_poll_start(&handle_->poll, UV_READABLE, [](uv_poll_t* poll, int, int) {
-    static_cast<Handle*>(poll->data)->on_readable();
-  });
+  uv_poll_start(&handle_->poll, UV_READABLE,
+                [](uv_poll_t* poll, int, int) { static_cast<Handle*>(poll->data)->on_readable(); });
 }
 
 void FdPoll::Stop(std::function<void()> then) {
