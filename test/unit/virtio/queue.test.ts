@@ -367,6 +367,14 @@ describe('a hostile driver', () => {
     expect(memory.read(buffer.gpa, 64)).toEqual(before);
   });
 
+  it('that sends one buffer more than the queue has descriptors, by an indirect table, fails the queue', () => {
+    const buffers = Array.from({ length: SIZE + 1 }, () => out('x'));
+    driver.addIndirect(arena.place(16 * SIZE), buffers.slice(1));
+    expect(queue.pop()!.readable).toHaveLength(SIZE);
+    driver.addIndirect(arena.place(16 * (SIZE + 1)), buffers);
+    expect([queue.pop(), faults]).toEqual([undefined, ['chain too long']]);
+  });
+
   it('that uses indirect tables without having negotiated them fails the queue', () => {
     setUp(0n);
     driver.addIndirect(arena.place(16), [out('x')]);
