@@ -1,8 +1,10 @@
 /** The I/O port that ends the guest: the byte written there is the exit status. QEMU's isa-debug-exit has it too. */
 export const DEBUG_EXIT_PORT = 0xf4;
 
-// From user space there are two ways to an I/O port. /dev/port is not one of them everywhere: Debian's cloud kernel is
-// built without it. ioperm(2) needs a program of our own, this one: it writes its argument, a decimal number, to the port.
+// A guest's init has two ways to an I/O port. /dev/port always works, but Debian's cloud kernel is built without it.
+// ioperm(2) needs a program of our own, this one: it writes its argument, a decimal number, to the port. It has one gap:
+// under KVM on an emulated (TCG) SVM, the port is refused once the VMM has set the special registers of a running guest,
+// because the emulator takes a TSS that is marked busy, as it then is, for none.
 const CODE = [
   [0x48, 0x8b, 0x74, 0x24, 0x10], //        mov   rsi, [rsp+16]     argv[1]
   [0x31, 0xdb], //                          xor   ebx, ebx          the number so far
