@@ -1,3 +1,5 @@
-export { VmmError } from './errors.js';
-export type { VmmErrorCode } from './errors.js';
-export { GuestMemory, heapGuestMemory } from './memory/guest-memory.js';
+/** vmexit: a virtual machine monitor to import. The machinery one level down is `vmexit/kvm`. */
+export { VmmError, type VmmErrorCode, type VmmErrorDetails } from './errors.js';
+export type { CrashReport, ExitReason, MachineExit, MachineState, MachineStats } from './machine/machine.js';
+export { MicroVM } from './machine/microvm.js';
+export type { MicroVMOptions } from './machine/options.js';

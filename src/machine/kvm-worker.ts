@@ -50,9 +50,11 @@ class WorkerMachine implements WorkerMethods {
   #board: Board | undefined;
   #input: Uint8Array | undefined;
   #exit: MachineExit | undefined;
-  #running = false;
+  /** Settles when the run loop has ended; undefined before start. */
+  #running: Promise<void> | undefined;
   /** Pending while the guest must not run: paused, or being reset. */
   #gate: PromiseWithResolvers | undefined;
+  #ended = false;
   #haltCheck: NodeJS.Timeout | undefined;
   #exitsAtHaltCheck = 0;
   #droppedBefore = 0;
@@ -71,9 +73,8 @@ class WorkerMachine implements WorkerMethods {
   }
 
   start(): void {
-    this.#running = true;
     this.#haltCheck = setInterval(() => this.#checkForHalt(), HALT_CHECK_MS);
-    this.#run().catch((error: unknown) => {
+    this.#running = this.#run().catch((error: unknown) => {
       this.#end();
       send({ type: 'failed', error: toPlainError(error) });
     });
@@ -115,8 +116,9 @@ class WorkerMachine implements WorkerMethods {
     };
   }
 
-  close(): void {
+  async close(): Promise<void> {
     this.stop();
+    await this.#running;
     this.#board?.[Symbol.dispose]();
     this.#kvm.close();
     parentPort!.close();
@@ -146,8 +148,9 @@ class WorkerMachine implements WorkerMethods {
   }
 
   #end(): void {
+    if (this.#ended) return;
+    this.#ended = true;
     clearInterval(this.#haltCheck);
-    this.#running = false;
     this.#sink.flush();
     if (this.#exit) send({ type: 'exit', exit: this.#exit });
   }

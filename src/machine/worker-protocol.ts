@@ -10,7 +10,7 @@ export interface WorkerMethods {
   stop(): void;
   stats(): MachineStats;
   /** Gives everything back; the worker ends. */
-  close(): void;
+  close(): Promise<void>;
 }
 
 export type ToWorker =

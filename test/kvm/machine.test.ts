@@ -1,0 +1,191 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { existsSync, readdirSync, writeFileSync } from 'node:fs';
+import { text } from 'node:stream/consumers';
+import { describe, expect, it, onTestFinished } from 'vitest';
+import { MicroVM, VmmError } from 'vmexit';
+import { assembleKernel } from '../support/kernel.js';
+
+const COM1 = 0x3f8;
+const out = (port: number, value: number) => `mov dx, ${port}\nmov al, ${value}\nout dx, al\n`;
+const print = (message: string) => Array.from(message, (character) => out(COM1, character.charCodeAt(0))).join('');
+const exit = (status: number) => out(0xf4, status);
+const spin = 'jmp .\n';
+
+async function machine(source: string, options: { memory?: string } = {}): Promise<MicroVM> {
+  const vm = await MicroVM.create({ kernel: assembleKernel(source), accel: 'kvm', memory: '16M', ...options });
+  onTestFinished(() => vm.close());
+  return vm;
+}
+
+async function run(source: string) {
+  const vm = await machine(source);
+  const console = text(vm.console);
+  await vm.start();
+  return { ...(await vm.exited), console: await console };
+}
+
+describe.skipIf(!existsSync('/dev/kvm'))('a machine under KVM (skipped where there is no /dev/kvm)', () => {
+  it('prints on the console and ends by the debug-exit port', async () => {
+    expect(await run(print('hello\n') + exit(7) + spin)).toEqual({
+      reason: 'shutdown',
+      debugExit: 7,
+      console: 'hello\n',
+    });
+  });
+
+  it.each([
+    ['shutdown', 'the ACPI sleep control register', out(0x604, 0x34)],
+    ['reset', 'the ACPI reset register', out(0x606, 1)],
+    ['reset', 'the keyboard controller', out(0x64, 0xfe)],
+    ['panic', 'pvpanic', out(0x505, 1)],
+  ])('ends with reason %s by %s', async (reason, _way, source) => {
+    expect(await run(source + spin)).toEqual({ reason, console: '' });
+  });
+
+  it('ends with reason halt when the guest halts with interrupts off', async () => {
+    expect((await run('cli\nhlt\n' + spin)).reason).toBe('halt');
+  });
+
+  it('leaves a guest alone that halts with interrupts on', async () => {
+    const vm = await machine('sti\n1: hlt\njmp 1b\n');
+    await vm.start();
+    await sleep(3000);
+    expect(vm.state).toBe('running');
+  });
+
+  it('reports a triple fault with registers, code bytes and disassembly', async () => {
+    const { reason, crash } = await run('mov rbx, 0x1234\nmov rsp, 0\nud2\n');
+    expect(reason).toBe('crash');
+    expect(crash!.cause).toMatch(/^KVM_EXIT_(SHUTDOWN|INTERNAL_ERROR)/);
+    // AMD's SVM leaves nothing of the state after a shutdown, and KVM resets the vCPU.
+    if (crash!.registers['rip'] === 0xfff0n) return;
+    expect(crash!.registers['rbx']).toBe(0x1234n);
+    expect(crash!.code.slice(0, 2)).toEqual(Uint8Array.of(0x0f, 0x0b));
+    expect(crash!.disassembly[0]).toMatch(/ud2/);
+  });
+
+  it('gives the guest its input, as fast as the guest takes it', async () => {
+    // Echoes until a `q`: polls LSR for data, with RTS up.
+    const echo =
+      out(COM1 + 4, 0x0b) +
+      `1: mov dx, ${COM1 + 5}\nin al, dx\ntest al, 1\njz 1b\nmov dx, ${COM1}\nin al, dx\ncmp al, 'q'\nje 2f\nout dx, al\njmp 1b\n2:\n` +
+      exit(0) +
+      spin;
+    const vm = await machine(echo);
+    const output = text(vm.console);
+    await vm.start();
+    const message = 'a line longer than the FIFO of sixteen bytes\n'.repeat(20);
+    vm.console.write(message);
+    vm.console.write('q');
+    await vm.exited;
+    expect(await output).toBe(message);
+  });
+
+  it('drops and counts output that nobody reads, without holding the guest up', async () => {
+    const length = 1_200_000;
+    const vm = await machine(`mov ecx, ${length}\nmov dx, ${COM1}\n1: out dx, al\nloop 1b\n` + exit(0) + spin);
+    await vm.start();
+    await vm.exited;
+    const { consoleDroppedBytes, accesses } = await vm.stats();
+    expect(accesses['uart16550']).toBe(length);
+    expect(consoleDroppedBytes).toBeGreaterThan(0);
+    let kept = 0;
+    for await (const chunk of vm.console) kept += (chunk as Buffer).length;
+    expect(kept + consoleDroppedBytes).toBe(length);
+  });
+
+  it("keeps the program's event loop free while a guest spins", async () => {
+    const vm = await machine(spin);
+    await vm.start();
+    let beats = 0;
+    const timer = setInterval(() => beats++, 20);
+    await sleep(1000);
+    clearInterval(timer);
+    expect(beats).toBeGreaterThan(20);
+    await vm.stop();
+    expect(await vm.exited).toEqual({ reason: 'stopped' });
+    expect(vm.state).toBe('exited');
+  });
+
+  it('stands still while paused and goes on when resumed', async () => {
+    const vm = await machine(`1: mov dx, 0x80\nout dx, al\njmp 1b\n`);
+    const posts = async () => (await vm.stats()).accesses['post-port'];
+    await vm.start();
+    await sleep(100);
+    await vm.pause();
+    const before = await posts();
+    expect(before).toBeGreaterThan(0);
+    await sleep(100);
+    expect(await posts()).toBe(before);
+    await vm.resume();
+    await sleep(100);
+    expect(await posts()).toBeGreaterThan(before);
+  });
+
+  it('starts over with fresh memory after a reset', async () => {
+    // Prints a byte of its own data, overwrites it, says so, and waits.
+    const vm = await machine(
+      `mov al, [rip + flag]\nmov dx, ${COM1}\nout dx, al\nmov byte ptr [rip + flag], 'B'\n` +
+        spin +
+        `.data\nflag: .byte 'A'\n`,
+    );
+    let output = '';
+    vm.console.on('data', (chunk: Buffer) => (output += chunk.toString()));
+    await vm.start();
+    await expect.poll(() => output).toBe('A');
+    await vm.reset();
+    await expect.poll(() => output).toBe('AA');
+  });
+
+  it('runs several machines in one process', async () => {
+    const vms = await Promise.all(Array.from({ length: 8 }, (_, i) => machine(print(String(i)) + exit(i) + spin)));
+    const consoles = vms.map((vm) => text(vm.console));
+    await Promise.all(vms.map((vm) => vm.start()));
+    const exits = await Promise.all(vms.map((vm) => vm.exited));
+    expect(exits.map((end) => end.debugExit)).toEqual([0, 1, 2, 3, 4, 5, 6, 7]);
+    expect(await Promise.all(consoles)).toEqual(['0', '1', '2', '3', '4', '5', '6', '7']);
+  });
+
+  it('gives everything back on close, from any state', async () => {
+    const fds = () => readdirSync('/proc/self/fd').length;
+    const threads = () => readdirSync('/proc/self/task').length;
+    const cycle = async (use: (vm: MicroVM) => Promise<unknown>) => {
+      const vm = await machine(spin);
+      await use(vm);
+      await Promise.all([vm.close(), vm.close()]);
+      return vm;
+    };
+    await cycle((vm) => vm.start());
+    const before = { fds: fds(), threads: threads() };
+    await cycle(() => Promise.resolve());
+    await cycle((vm) => vm.start());
+    await cycle((vm) => vm.start().then(() => vm.pause()));
+    await cycle((vm) => vm.start().then(() => vm.stop()));
+    const closed = await cycle((vm) => vm.start());
+    expect({ fds: fds(), threads: threads() }).toEqual(before);
+    expect(closed.state).toBe('closed');
+    expect(await closed.exited).toEqual({ reason: 'stopped' });
+    for (const call of ['start', 'pause', 'resume', 'reset', 'stop', 'stats'] as const) {
+      await expect(closed[call]()).rejects.toMatchObject({ code: 'CLOSED' });
+    }
+    await closed.close();
+  });
+
+  it('refuses calls that do not fit its state', async () => {
+    const vm = await machine(exit(0) + spin);
+    await expect(vm.pause()).rejects.toMatchObject({ code: 'INVALID_STATE' });
+    await vm.start();
+    await expect(vm.start()).rejects.toMatchObject({ code: 'INVALID_STATE' });
+    await vm.exited;
+    await expect(vm.reset()).rejects.toMatchObject({ code: 'INVALID_STATE' });
+    await vm.stop();
+  });
+
+  it('refuses a kernel that is none, before there is a guest', async () => {
+    const kernel = assembleKernel(spin);
+    writeFileSync(kernel, 'no kernel');
+    const creation = MicroVM.create({ kernel, accel: 'kvm' });
+    await expect(creation).rejects.toBeInstanceOf(VmmError);
+    await expect(creation).rejects.toMatchObject({ code: 'BAD_KERNEL' });
+  });
+});
