@@ -1,0 +1,68 @@
+import { randomBytes } from 'node:crypto';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { VmmError } from '../errors.js';
+import { findBusybox } from '../guest/busybox.js';
+import type { DebianOptions } from '../guest/debian.js';
+import { buildInitramfs, type InitramfsOptions } from '../guest/initramfs.js';
+import { findKernel } from '../guest/kernel.js';
+
+/** Reports the guest's panic to the machine. */
+const MODULES = ['pvpanic-mmio'];
+
+/** What a guest boots from. */
+export interface GuestImages extends AsyncDisposable {
+  kernelPath: string;
+  initrdPath: string;
+  /** What init prints when user space is up, before the command. */
+  mark: string;
+}
+
+export interface ImageOptions extends DebianOptions {
+  /** Default: Debian's cloud kernel, from the cache or fetched into it, else this machine's own. */
+  kernelPath?: string | undefined;
+  command?: readonly string[] | undefined;
+  interactive: boolean;
+}
+
+/**
+ * A kernel, and an initramfs made for it in a private temporary directory, which is removed on disposal.
+ *
+ * @throws VmmError code "IMAGE_NOT_FOUND", naming the command that gets what is missing.
+ */
+export async function prepareImages(options: ImageOptions): Promise<GuestImages> {
+  const [found, busyboxPath] = await Promise.all([
+    options.kernelPath === undefined ? findKernel(options) : undefined,
+    findBusybox(options),
+  ]);
+  // A control character first: no kernel prints one, and a terminal that sees the mark by accident shows nothing odd.
+  const mark = `\x1e${randomBytes(12).toString('hex')}\x1e`;
+  const { columns, rows } = process.stdout;
+  const base: InitramfsOptions = {
+    busyboxPath,
+    interactive: options.interactive,
+    setup: [`printf '%s' '${mark}'`],
+    ...(options.command && { command: options.command }),
+    ...(options.interactive && columns && rows && { terminal: { columns, rows } }),
+    env: { TERM: (options.interactive && process.env['TERM']) || 'dumb' },
+  };
+  const initramfs = await buildInitramfs({
+    ...base,
+    ...(found && { modules: MODULES, modulesDir: found.modulesDir }),
+  }).catch((error: unknown) => {
+    // A kernel of another configuration lacks the module: the guest does without.
+    if (found && error instanceof VmmError && error.code === 'IMAGE_NOT_FOUND') return buildInitramfs(base);
+    throw error;
+  });
+
+  const directory = await mkdtemp(join(tmpdir(), 'vmexit-'));
+  const initrdPath = join(directory, 'initramfs.cpio');
+  await writeFile(initrdPath, initramfs);
+  return {
+    kernelPath: options.kernelPath ?? found!.vmlinuzPath,
+    initrdPath,
+    mark,
+    [Symbol.asyncDispose]: () => rm(directory, { recursive: true, force: true }),
+  };
+}

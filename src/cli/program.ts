@@ -1,0 +1,77 @@
+import { readFileSync } from 'node:fs';
+import { Command, InvalidArgumentError, Option } from 'commander';
+import { demo } from './demo.js';
+import { doctor } from './doctor.js';
+import { EXIT_STATUS_HELP } from './exit-status.js';
+import { run, type RunOptions } from './run.js';
+
+/**
+ * The command line. Wrong usage throws `CommanderError`, after its message was printed.
+ *
+ * @param exit Takes the status to exit with.
+ */
+export function makeProgram(exit: (status: number) => void): Command {
+  const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
+    version: string;
+  };
+  const program = new Command('vmexit')
+    .description('Virtual machines from Node.js: KVM where it works, QEMU where it does not.')
+    .version(version)
+    .enablePositionalOptions()
+    .showHelpAfterError('(vmexit --help shows what there is)')
+    .exitOverride();
+
+  program
+    .command('run')
+    .summary('boot a guest, for a shell or for one command')
+    .description(
+      'Boots a Linux guest: for a shell where there is a terminal, for COMMAND where one is given. Without --kernel, ' +
+        "Debian's cloud kernel is fetched, once; without --initrd, an initramfs with busybox is made.",
+    )
+    .argument('[command...]', 'what to run in the guest, after `--`')
+    .option('--kernel <file>', 'kernel to boot: a bzImage (vmlinuz) or an ELF vmlinux')
+    .option('--initrd <file>', 'initial RAM disk to boot with')
+    .option('--cmdline <string>', 'kernel parameters (default: quiet); boot messages then go to standard error')
+    .option('--cpus <n>', 'virtual CPUs', parsePositiveInteger, 1)
+    .option('--memory <size>', 'guest RAM, such as 256M or 2G', '256M')
+    .addOption(
+      new Option('--accel <accel>', 'what runs the guest; auto: KVM where it is sound, else TCG')
+        .choices(['auto', 'kvm', 'tcg'])
+        .default('auto'),
+    )
+    .option('--timeout <seconds>', 'stop the guest after this time', parsePositive)
+    .option('--stats', 'print what the run cost, on standard error')
+    .option('--json', 'print --stats as JSON')
+    .addHelpText('after', EXIT_STATUS_HELP)
+    .passThroughOptions()
+    .action(async (command: string[], options: RunOptions) => exit(await run(command, options)));
+
+  program
+    .command('doctor')
+    .summary("measure what this host's virtualization can do")
+    .description("Measures what this host's virtualization can and cannot do, and says what to do about each lack.")
+    .option('--json', 'print everything as JSON')
+    .action(async (options: { json?: boolean }) => exit(await doctor(options)));
+
+  program
+    .command('demo')
+    .summary('boot a guest and show it')
+    .description(
+      'Boots a guest and shows it: a shell where there is a terminal, else a few commands. Then what it cost.',
+    )
+    .action(async () => exit(await demo()));
+
+  return program;
+}
+
+function parsePositive(text: string): number {
+  const value = Number(text);
+  if (!(value > 0) || value > 2 ** 31 / 1000) throw new InvalidArgumentError('It must be a number above 0.');
+  return value;
+}
+
+function parsePositiveInteger(text: string): number {
+  const value = Number(text);
+  if (!Number.isInteger(value) || value < 1) throw new InvalidArgumentError('It must be a whole number above 0.');
+  return value;
+}

@@ -1,0 +1,76 @@
+import { VmmError } from '../errors.js';
+import { ensureInstalled, QEMU_X86 } from '../guest/debian.js';
+import { chooseAccelerator } from '../machine/accelerator.js';
+import { prepareImages } from './images.js';
+import { say } from './output.js';
+import { runSession, type SessionResult } from './session.js';
+import { statsJson, statsTable } from './stats-table.js';
+
+export interface RunOptions {
+  kernel?: string;
+  initrd?: string;
+  cmdline?: string;
+  cpus: number;
+  memory: string;
+  accel: 'auto' | 'kvm' | 'tcg';
+  /** In seconds. */
+  timeout?: number;
+  stats?: boolean;
+  json?: boolean;
+}
+
+/** `vmexit run`. @returns What to exit with. */
+export async function run(command: readonly string[], options: RunOptions): Promise<number> {
+  const interactive = Boolean(process.stdin.isTTY && process.stdout.isTTY);
+  const hasCommand = command.length > 0;
+  if (options.initrd !== undefined && hasCommand) {
+    throw new VmmError('INVALID_ARGUMENT', 'a COMMAND is run by the initramfs of vmexit: leave --initrd out, or it');
+  }
+  if (options.json && !options.stats) throw new VmmError('INVALID_ARGUMENT', '--json is about --stats: give both');
+  const { cpus, memory, accel, timeout } = options;
+  const timeoutMs = timeout === undefined ? undefined : timeout * 1000;
+  const { accel: chosen, reason } = chooseAccelerator(accel);
+  // An insisting user hears why it may fail.
+  if (interactive || (accel === 'kvm' && reason.includes('cannot run'))) say(reason);
+
+  let result: SessionResult;
+  if (options.initrd !== undefined) {
+    if (options.kernel === undefined) throw new VmmError('INVALID_ARGUMENT', '--initrd needs --kernel');
+    if (interactive) sayEscape();
+    result = await runSession({
+      vm: { kernel: options.kernel, initrd: options.initrd, cmdline: options.cmdline, cpus, memory, accel },
+      interactive,
+      timeoutMs,
+    });
+  } else {
+    await ensureInstalled(chosen === 'tcg' ? [QEMU_X86] : [], { onProgress: say });
+    await using images = await prepareImages({
+      kernelPath: options.kernel,
+      command: hasCommand ? command : undefined,
+      interactive,
+      onProgress: say,
+    });
+    if (interactive) sayEscape();
+    result = await runSession({
+      vm: {
+        kernel: images.kernelPath,
+        initrd: images.initrdPath,
+        cmdline: options.cmdline ?? 'quiet',
+        cpus,
+        memory,
+        accel,
+      },
+      mark: images.mark,
+      // Who chooses the kernel's parameters wants to see what it says.
+      showBoot: options.cmdline !== undefined,
+      interactive,
+      timeoutMs,
+    });
+  }
+  if (options.stats) process.stderr.write(`${options.json ? statsJson(result) : statsTable(result)}\n`);
+  return result.status;
+}
+
+function sayEscape(): void {
+  say('Ctrl-] leaves the guest.');
+}
