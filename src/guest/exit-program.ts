@@ -1,6 +1,9 @@
 /** The I/O port that ends the guest: the byte written there is the exit status. QEMU's isa-debug-exit has it too. */
 export const DEBUG_EXIT_PORT = 0xf4;
 
+/** Where the byte is written first: QEMU passes on seven bits of what is written to its port, and takes all from here. */
+export const DEBUG_EXIT_BYTE_PORT = 0xf8;
+
 // A guest's init has two ways to an I/O port. /dev/port always works, but Debian's cloud kernel is built without it.
 // ioperm(2) needs a program of our own, this one: it writes its argument, a decimal number, to the port. It has one gap:
 // under KVM on an emulated (TCG) SVM, the port is refused once the VMM has set the special registers of a running guest,
@@ -15,14 +18,15 @@ const CODE = [
   [0x01, 0xc3], //                          add   ebx, eax
   [0x48, 0xff, 0xc6], //                    inc   rsi
   [0xeb, 0xef], //                          jmp   next
-  [0xb8, 0xad, 0x00, 0x00, 0x00], // done:  mov   eax, 173          ioperm(port, 1, 1)
+  [0xb8, 0xad, 0x00, 0x00, 0x00], // done:  mov   eax, 173          ioperm(port, 5, 1)
   [0xbf, DEBUG_EXIT_PORT, 0x00, 0x00, 0x00], // mov edi, port
-  [0xbe, 0x01, 0x00, 0x00, 0x00], //        mov   esi, 1
+  [0xbe, 0x05, 0x00, 0x00, 0x00], //        mov   esi, 5
   [0xba, 0x01, 0x00, 0x00, 0x00], //        mov   edx, 1
   [0x0f, 0x05], //                          syscall
   [0x85, 0xc0], //                          test  eax, eax
-  [0x75, 0x04], //                          jnz   fail
+  [0x75, 0x06], //                          jnz   fail
   [0x88, 0xd8], //                          mov   al, bl
+  [0xe6, DEBUG_EXIT_BYTE_PORT], //          out   port + 4, al
   [0xe6, DEBUG_EXIT_PORT], //               out   port, al
   [0xb8, 0x3c, 0x00, 0x00, 0x00], // fail:  mov   eax, 60           exit(1): there is no such port
   [0xbf, 0x01, 0x00, 0x00, 0x00], //        mov   edi, 1
