@@ -1,6 +1,8 @@
 import { Kvm, type GuestRam, type Regs, type Segment, type Vcpu, type Vm, type VmExit } from 'vmexit/kvm';
 import { firmware, LOAD_ADDRESS } from './firmware.js';
 
+export { LOAD_ADDRESS };
+
 /** Conventional memory: leaves a hole at 0xa0000 for MMIO that real mode can reach. */
 export const RAM_BYTES = 0xa0000;
 export const MMIO_HOLE = 0xd0000;

@@ -1,0 +1,55 @@
+import { once } from 'node:events';
+import { fileURLToPath } from 'node:url';
+import { Worker } from 'node:worker_threads';
+
+const KVM = new URL('../../dist/kvm/index.js', import.meta.url).href;
+const ROOT = fileURLToPath(new URL('../..', import.meta.url));
+
+export interface GuestWorker {
+  worker: Worker;
+  /** The worker's next message. */
+  next(): Promise<unknown>;
+  /** Its exit code; rejects with what it threw. */
+  done: Promise<number>;
+}
+
+/**
+ * A worker with the built vmexit/kvm in scope, everything it exports by name.
+ *
+ * @param code JavaScript; may await. `data` is what was given here, `parentPort` the port to answer on.
+ */
+export function runWorker(code: string, data?: unknown): GuestWorker {
+  const program = `
+    const { parentPort, workerData } = require('node:worker_threads');
+    const data = workerData;
+    import(${JSON.stringify(KVM)}).then(async (kvm) => {
+      const { Kvm, GuestRam, EventFd, kickVcpu } = kvm;
+      ${code}
+    });`;
+  const worker = new Worker(program, {
+    eval: true,
+    workerData: data,
+    execArgv: [],
+    env: { ...process.env, PWD: ROOT },
+  });
+  const messages: unknown[] = [];
+  const waiting: ((message: unknown) => void)[] = [];
+  worker.on('message', (message) => {
+    const wake = waiting.shift();
+    if (wake) wake(message);
+    else messages.push(message);
+  });
+  const done = new Promise<number>((resolve, reject) => {
+    worker.on('error', reject);
+    void once(worker, 'exit').then(([code]) => resolve(code as number), reject);
+  });
+  done.catch(() => {}); // who awaits `done` sees it
+  const next = () =>
+    messages.length > 0
+      ? Promise.resolve(messages.shift())
+      : Promise.race([
+          new Promise<unknown>((resolve) => waiting.push(resolve)),
+          done.then((code) => Promise.reject(new Error(`the worker ended with ${code} before it answered`))),
+        ]);
+  return { worker, next, done };
+}
