@@ -8,13 +8,13 @@ const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 export interface GuestWorker {
   worker: Worker;
   /** The worker's next message. */
-  next(): Promise<unknown>;
+  next: () => Promise<unknown>;
   /** Its exit code; rejects with what it threw. */
   done: Promise<number>;
 }
 
 /**
- * A worker with the built vmexit/kvm in scope, everything it exports by name.
+ * A worker with Kvm, GuestRam, EventFd and kickVcpu of the built vmexit/kvm in scope.
  *
  * @param code JavaScript; may await. `data` is what was given here, `parentPort` the port to answer on.
  */
@@ -22,8 +22,7 @@ export function runWorker(code: string, data?: unknown): GuestWorker {
   const program = `
     const { parentPort, workerData } = require('node:worker_threads');
     const data = workerData;
-    import(${JSON.stringify(KVM)}).then(async (kvm) => {
-      const { Kvm, GuestRam, EventFd, kickVcpu } = kvm;
+    import(${JSON.stringify(KVM)}).then(async ({ Kvm, GuestRam, EventFd, kickVcpu }) => {
       ${code}
     });`;
   const worker = new Worker(program, {

@@ -1,0 +1,107 @@
+import { execa } from 'execa';
+import { fileURLToPath } from 'node:url';
+import { expect, it } from 'vitest';
+import { describeKvm } from '../support/kvm.js';
+import type { Census } from './programs/census.js';
+
+const MIB = 2 ** 20;
+
+interface Ended<T> {
+  result: T;
+  exitCode: number | undefined;
+  stderr: string;
+}
+
+/** Runs a program of programs/ in a process of its own, so that a crash is a failed test. */
+async function run<T>(program: string, ...args: (string | number)[]): Promise<Ended<T>> {
+  const path = fileURLToPath(new URL(`programs/${program}.ts`, import.meta.url));
+  const { stdout, stderr, exitCode, signal, timedOut } = await execa(
+    process.execPath,
+    ['--expose-gc', '--import', 'tsx', path, ...args.map(String)],
+    { reject: false, timeout: 110_000, killSignal: 'SIGKILL' },
+  );
+  expect({ signal, timedOut, stderr: stdout ? '' : stderr }).toEqual({
+    signal: undefined,
+    timedOut: false,
+    stderr: '',
+  });
+  return { result: JSON.parse(stdout.trim().split('\n').at(-1)!) as T, exitCode, stderr };
+}
+
+interface Comparison {
+  before: Census;
+  after: Census;
+}
+function expectNothingLeft({ before, after }: Comparison): void {
+  expect(after.fds).toEqual(before.fds);
+  expect(after.mappings).toBe(0);
+  expect(after.threads).toBe(before.threads);
+}
+
+describeKvm('lifetimes', () => {
+  it('1,000 VMs created, run and closed leave no descriptor, thread or memory behind', async () => {
+    const { result } = await run<Comparison>('cycles', 'close', 1000);
+    expectNothingLeft(result);
+    expect(result.after.rssBytes - result.before.rssBytes).toBeLessThan(10 * MIB);
+  });
+
+  it('VMs that nobody closed go with garbage collection', async () => {
+    const { result } = await run<Comparison>('cycles', 'gc', 200);
+    expectNothingLeft(result);
+  });
+
+  it.each(['run', 'runInline'])(
+    '200 workers terminated inside KVM_RUN (%s) end promptly and leave nothing behind',
+    async (method) => {
+      interface Terminated extends Comparison {
+        slowestMs: number;
+        terminated: number;
+      }
+      const { result } = await run<Terminated>('terminated-workers', 200, 10, method);
+      expect(result.terminated).toBe(200);
+      expectNothingLeft(result);
+      expect(result.slowestMs).toBeLessThan(5000);
+    },
+  );
+
+  it.each([
+    ['worker-exit', [3]],
+    ['worker-throws', ['deliberate']],
+    ['worker-returns', [0]],
+    ['worker-closes-half', [4]],
+  ])('a worker that ends with its VM open (%s) leaves nothing behind', async (ending, codes) => {
+    const { result } = await run<Comparison & { codes: unknown[] }>('endings', ending);
+    expectNothingLeft(result);
+    expect(result.codes).toEqual(codes);
+  });
+
+  it('process.exit() ends the process at once while workers run guests', async () => {
+    const { result, exitCode } = await run('endings', 'main-exits');
+    expect(result).toEqual({ exiting: true });
+    expect(exitCode).toBe(7);
+  });
+
+  it('an uncaught exception ends the process while guests are open', async () => {
+    const { exitCode, stderr } = await run('endings', 'main-throws');
+    expect(exitCode).toBe(1);
+    expect(stderr).toContain('deliberate');
+  });
+
+  it('open VMs do not keep the process alive', async () => {
+    expect((await run('endings', 'main-returns')).exitCode).toBe(0);
+  });
+
+  it.each([
+    'vm-before-vcpu',
+    'kvm-first',
+    'vcpu-twice',
+    'views-outlive',
+    'memory-outlives-vm',
+    'attached-then-closed',
+    'several-workers',
+  ])('any order of closing is sound: %s', async (ending) => {
+    const { result, exitCode } = await run<{ ok: boolean }>('endings', ending);
+    expect(result).toMatchObject({ ok: true });
+    expect(exitCode).toBe(0);
+  });
+});
