@@ -6,8 +6,8 @@
  * - The line is infinitely fast: a byte leaves as it is written, and a character timeout is up as soon as bytes wait
  *   below the trigger level. The divisor and the frame format are stored and change nothing.
  * - The modem at the other end is always there (CTS, DSR and DCD up, RI down) and honours RTS: input waits in the host
- *   until the guest raises RTS or enables the receive interrupt. Linux empties the FIFO when it opens the port, so what
- *   is sent earlier would be lost.
+ *   until the guest raises RTS, or enables the receive interrupt and goes without. Linux empties the receiver while it
+ *   probes and opens the port, so what is sent earlier would be lost.
  * - OUT2 does not gate the interrupt: that gate is part of the PC's board, not of the chip.
  */
 import type { Snapshottable } from '../../bus/device.js';
@@ -307,7 +307,9 @@ export class Uart16550 extends IsaDevice implements Snapshottable<Uart16550State
 
   #guestReceives(): boolean {
     if (this.#mcr & MCR_LOOP) return false; // the receiver listens to the transmitter, not to the line
-    return (this.#mcr & MCR_RTS) !== 0 || (this.#ier & IER_RDI) !== 0;
+    if (this.#mcr & MCR_RTS) return true;
+    // All enables at once, with RTS down, is a driver that tests the register: it throws away what comes in.
+    return (this.#ier & IER_RDI) !== 0 && this.#ier !== IER_MASK;
   }
 
   #readReceived(): number {
@@ -353,7 +355,7 @@ export class Uart16550 extends IsaDevice implements Snapshottable<Uart16550State
     // Enabling the interrupt while the register is empty raises it: how drivers start a transmission.
     if (enabled & IER_THRI && this.#tx.length === 0) this.#thrEmptyPending = true;
     this.#updateIrq();
-    if (enabled & IER_RDI && this.#rx.length === 0) this.#offerRoom();
+    if (this.#rx.length === 0) this.#offerRoom();
   }
 
   #readIir(): number {
@@ -371,13 +373,14 @@ export class Uart16550 extends IsaDevice implements Snapshottable<Uart16550State
     const switched = enable !== this.#fifosEnabled;
     this.#fifosEnabled = enable;
     this.#triggerLevel = enable ? TRIGGER_LEVELS[value >> 6] : 1;
-    // The other bits count only while FIFOs are enabled; switching them on or off empties both.
+    // The other bits count only while FIFOs are enabled; switching them on or off empties both. Not so the byte that
+    // waits in RBR when they are switched on: Linux enables the interrupt first and the FIFOs then.
     if (switched || (enable && value & FCR_CLEAR_TX)) {
       const wasBusy = this.#tx.length > 0;
       this.#dropUnsent();
       if (wasBusy) this.#thrEmptyPending = true;
     }
-    if (switched || (enable && value & FCR_CLEAR_RX)) {
+    if ((switched && !enable) || (enable && value & FCR_CLEAR_RX)) {
       this.#rx.clear();
       this.#updateIrq();
       this.#offerRoom();

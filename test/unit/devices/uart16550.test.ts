@@ -230,6 +230,33 @@ describe('reception', () => {
     expect(rooms).toBe(2);
   });
 
+  it('loses nothing that was sent before Linux probed and opened the port', () => {
+    wr(MCR, 0);
+    const input = bytes('uname -a; poweroff\n');
+    let sent = 0;
+    const port: Uart16550 = new Uart16550({
+      irq,
+      output: sink,
+      onInputRoom: () => (sent += port.receive(input.subarray(sent))),
+    });
+    sent = port.receive(input);
+    // What Linux 6.1 was seen to do, from its probe to the first interrupt: wN=value writes, rN reads.
+    const trace =
+      'w1=0 w3=93 w0=c w1=0 w3=13 w2=0 w4=1 w1=0 w1=0 w1=0 w1=f r1 w1=0 r4 r3 w3=bf w2=0 w3=0 w2=1 r2 w3=13 w4=1 ' +
+      'w2=1 w2=7 w2=0 r0 w1=0 w4=1 w2=1 w2=7 w2=0 r5 r0 r2 r6 r5 r5 w1=2 r2 w1=0 w1=2 r2 w1=0 r2 w3=3 w4=9 w1=2 r5 ' +
+      'r2 w1=0 r2 r5 r0 r2 r6 w1=5 w3=93 w0=c w1=0 w3=13 w2=1 w2=81 w4=9 w4=b';
+    for (const step of trace.split(' ')) {
+      const offset = Number(step[1]);
+      if (step[0] === 'w') port.write(offset, 1, parseInt(step.slice(3), 16));
+      else port.read(offset, 1);
+    }
+    let text = '';
+    while (irq.level && (port.read(IIR, 1) & 1) === 0) {
+      while (port.read(LSR, 1) & 1) text += String.fromCharCode(port.read(DATA, 1));
+    }
+    expect(text).toBe('uname -a; poweroff\n');
+  });
+
   it('takes 16 bytes with FIFOs, one without', () => {
     expect(uart.receive(bytes('ab'))).toBe(1);
     expect(rd(DATA)).toBe(0x61);

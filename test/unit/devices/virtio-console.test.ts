@@ -171,8 +171,9 @@ describe('a console that nobody reads', () => {
 });
 
 describe('the size of the terminal', () => {
-  it('is in the configuration, and a change interrupts', () => {
+  it('is in the configuration, and both DRIVER_OK and a change interrupt', () => {
     start({ ports: [{ output: new Sink() }], size: { columns: 80, rows: 25 } });
+    expect(driver.acknowledge()).toBe(2);
     expect([mmio.read(MMIO_CONFIG, 2), mmio.read(MMIO_CONFIG + 2, 2)]).toEqual([80, 25]);
     device.resize({ columns: 132, rows: 43 });
     expect(mmio.read(MMIO_CONFIG, 4)).toBe(132 | (43 << 16));

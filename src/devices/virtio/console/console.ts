@@ -119,7 +119,10 @@ export class VirtioConsole implements VirtioDevice {
       );
     });
     // Without control queues the driver never says that the port is open; it is.
-    if (!this.#multiport()) this.ports[0].setGuestOpen(true);
+    if (this.#multiport()) return;
+    this.ports[0].setGuestOpen(true);
+    // Linux reads the size when it is told of a change, and not before.
+    if (context.features & F_SIZE) context.configChanged();
   }
 
   queueNotify(index: number): void {
@@ -203,7 +206,7 @@ export class VirtioConsole implements VirtioDevice {
     this.#sendControl(encodeControl(id, CONTROL_PORT_OPEN, 1));
   }
 
-  /** In the order of the specification; Linux 6.1 takes the first number for the rows. */
+  /** In the order of the specification, which Linux keeps since 2025; before, it took the first number for the rows. */
   #sendSize(): void {
     const payload = new Uint8Array(4);
     const view = new DataView(payload.buffer);
