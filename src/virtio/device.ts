@@ -45,9 +45,21 @@ export interface VirtioDevice {
   activate(context: VirtioContext): void;
   /** The driver made buffers available in the queue. Never called while the device is not active. */
   queueNotify(index: number): void;
-  /** The driver, or the machine, starts over. Also called when the device was never active. */
-  reset(): void;
-  /** Plain data, or undefined: what `restore` needs besides the queues. */
+  /**
+   * The driver, or the machine, starts over. Also called when the device was never active.
+   *
+   * @returns A promise when another thread may still touch guest memory, as a read of a file into it does: it resolves
+   *   when none does any more, and never rejects. Until then the driver reads the old status (virtio 1.2, 2.4.2), and no
+   *   method but the readers of configuration space and `quiesce` is called.
+   */
+  reset(): void | Promise<void>;
+  /**
+   * Takes no more buffers until `resume`. The promise resolves when every buffer that was taken has been given back: from
+   * then on the device can be saved, and guest memory can go. A device without it has no buffers between two calls.
+   */
+  quiesce?(): Promise<void>;
+  resume?(): void;
+  /** Plain data, or undefined: what `restore` needs besides the queues. Called with no buffers taken. */
   save(): unknown;
   /** Called on a device that was reset, before `activate`. @throws VmmError code "INVALID_ARGUMENT" */
   restore(state: unknown): void;

@@ -1,4 +1,5 @@
 import { SavedState } from '../../bus/saved-state.js';
+import { VmmError } from '../../errors.js';
 import type { GuestMemory } from '../../memory/guest-memory.js';
 import {
   STATUS_ACKNOWLEDGE,
@@ -39,6 +40,8 @@ export class TransportCore {
   #status = 0;
   #driverFeatures: [number, number] = [0, 0];
   #configGeneration = 0;
+  /** The device's reset that is not over yet: the driver changes nothing until then. */
+  #resetting: Promise<void> | undefined;
   #failures = 0;
   #lastFailure: string | undefined;
 
@@ -83,7 +86,9 @@ export class TransportCore {
 
   /** Features are settled once FEATURES_OK is: later writes are ignored. */
   onDriverFeatures(select: number, value: number): void {
-    if (select < 2 && !(this.#status & STATUS_FEATURES_OK)) this.#driverFeatures[select] = value >>> 0;
+    if (select < 2 && !this.#resetting && !(this.#status & STATUS_FEATURES_OK)) {
+      this.#driverFeatures[select] = value >>> 0;
+    }
   }
 
   /** The setup of a queue; undefined when there is no such queue. For reading: see {@link changeableQueue}. */
@@ -94,7 +99,7 @@ export class TransportCore {
   /** The setup of a queue while the driver may change it: not while the device or the queue is live. */
   changeableQueue(index: number): QueueSetup | undefined {
     const setup = this.#setups[index];
-    return setup && !setup.ready && !(this.#status & STATUS_DRIVER_OK) ? setup : undefined;
+    return setup && !setup.ready && !this.#resetting && !(this.#status & STATUS_DRIVER_OK) ? setup : undefined;
   }
 
   /** The driver enables a queue, or takes it from the device for good: until the next reset. */
@@ -118,6 +123,7 @@ export class TransportCore {
    */
   onDriverStatus(value: number): void {
     if ((value & 0xff) === 0) return this.reset();
+    if (this.#resetting) return;
     const added = value & DRIVER_STATUS & ~this.#status;
     this.#status |= added & (STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FAILED);
     if (added & STATUS_FEATURES_OK && this.#featuresAcceptable()) this.#status |= STATUS_FEATURES_OK;
@@ -129,7 +135,7 @@ export class TransportCore {
 
   /** Fails the device: virtio 1.2, 2.1.2. Only a reset brings it back. */
   fail(reason: string): void {
-    if (this.#status & STATUS_NEEDS_RESET) return;
+    if (this.#status & STATUS_NEEDS_RESET || this.#resetting) return;
     this.#failures++;
     this.#lastFailure = reason;
     this.#status |= STATUS_NEEDS_RESET;
@@ -137,13 +143,22 @@ export class TransportCore {
     if (this.#status & STATUS_DRIVER_OK) this.#interrupt.config();
   }
 
+  /** Ends what the device does. Status reads 0 when nothing of it is left: at once, or when the device says so. */
   reset(): void {
+    if (this.#resetting) return;
     for (const queue of this.#queues) queue?.close();
     this.#queues = [];
+    for (const setup of this.#setups) setup.reset();
+    const over = this.device.reset() ?? undefined;
+    this.#resetting = over;
+    if (over) void over.then(() => this.#toInitialState());
+    else this.#toInitialState();
+  }
+
+  #toInitialState(): void {
+    this.#resetting = undefined;
     this.#status = 0;
     this.#driverFeatures = [0, 0];
-    for (const setup of this.#setups) setup.reset();
-    this.device.reset();
   }
 
   save(): TransportCoreState {
@@ -156,9 +171,17 @@ export class TransportCore {
     };
   }
 
-  /** Guest memory must have been restored before. @throws VmmError code "INVALID_ARGUMENT"; the device is reset then. */
+  /**
+   * Guest memory must have been restored before.
+   *
+   * @throws VmmError code "INVALID_ARGUMENT"; the device is reset then.
+   * @throws VmmError code "BUSY" when the device still works for the driver it had; quiesce it first.
+   */
   restore(state: TransportCoreState): void {
     this.reset();
+    if (this.#resetting) {
+      throw new VmmError('BUSY', `${this.device.name} has I/O in flight; await quiesce() before restoring its state`);
+    }
     try {
       this.#restore(state);
     } catch (error) {

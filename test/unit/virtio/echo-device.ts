@@ -38,7 +38,7 @@ export class EchoDevice implements VirtioDevice {
     this.context?.queues[index]?.push(chain, chain.write(0, bytes));
     this.context?.queues[index]?.signal();
   }
-  reset(): void {
+  reset(): void | Promise<void> {
     this.resets++;
     this.context = undefined;
   }
