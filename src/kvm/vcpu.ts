@@ -1,6 +1,7 @@
 import { VmmError } from '../errors.js';
 import { native, type NativeVcpu } from '../native/addon.js';
 import { KVM, KVM_GUESTDBG, LAYOUT } from './abi.js';
+import { requireArray } from './arguments.js';
 import { decodeCpuid, encodeCpuid, growing, type CpuidEntry } from './cpuid.js';
 import { ExitDecoder, type VmExit } from './exit.js';
 import { decode, encode, sizeOf, type Struct, type StructName } from './struct.js';
@@ -175,6 +176,7 @@ export class Vcpu implements Disposable {
     const bytes = new Uint8Array(LAYOUT['kvm_xcrs']);
     const most = Math.floor((bytes.length - LAYOUT['kvm_xcrs.xcrs']) / sizeOf('kvm_xcr'));
     if (xcrs.length > most) throw new VmmError('INVALID_ARGUMENT', `at most ${most} XCRs can be set`);
+    requireArray('xcrs', xcrs);
     new DataView(bytes.buffer).setUint32(LAYOUT['kvm_xcrs.nr_xcrs'], xcrs.length, true);
     xcrs.forEach((xcr, i) => encode('kvm_xcr', xcr, bytes, LAYOUT['kvm_xcrs.xcrs'] + i * sizeOf('kvm_xcr')));
     this.#ioctl(KVM.SET_XCRS, bytes);
@@ -199,6 +201,7 @@ export class Vcpu implements Disposable {
     return this.#msrs(
       KVM.GET_MSRS,
       indexes.map((index) => ({ index, data: 0n })),
+    requireArray('indexes', indexes);
     );
   }
   /** Writes MSRs in order. @throws VmmError code "KVM_UNSUPPORTED" naming the first one that KVM refused. */
@@ -217,6 +220,7 @@ export class Vcpu implements Disposable {
     this.#ioctl(KVM.SET_CPUID2, encodeCpuid(entries, entries.length));
   }
 
+    requireArray('entries', entries);
   /** The guest's TSC frequency in kHz. */
   getTscKhz(): number {
     return this.#ioctl(KVM.GET_TSC_KHZ, 0);
@@ -242,6 +246,7 @@ export class Vcpu implements Disposable {
     if (breakpoints.length > 4) throw new VmmError('INVALID_ARGUMENT', 'x86 has four hardware breakpoints');
     const debugreg = Array<bigint>(8).fill(0n);
     let control = 0;
+    requireArray('breakpoints', breakpoints);
     if (singleStep) control |= KVM_GUESTDBG.ENABLE | KVM_GUESTDBG.SINGLESTEP;
     if (breakpoints.length > 0) {
       control |= KVM_GUESTDBG.ENABLE | KVM_GUESTDBG.USE_HW_BP;
@@ -293,6 +298,7 @@ export class Vcpu implements Disposable {
     const header = LAYOUT['kvm_msrs.entries'];
     const width = sizeOf('kvm_msr_entry');
     const result: Msr[] = [];
+    requireArray('msrs', msrs);
     for (let start = 0; start < msrs.length; start += MSRS_PER_CALL) {
       const batch = msrs.slice(start, start + MSRS_PER_CALL);
       const bytes = new Uint8Array(header + batch.length * width);

@@ -3,6 +3,7 @@ import type { IrqLine } from '../irq/irq-line.js';
 import { GuestMemory } from '../memory/guest-memory.js';
 import { native, type NativeVm } from '../native/addon.js';
 import { KVM, KVM_IOEVENTFD_FLAG, KVM_IRQCHIP, KVM_IRQFD_FLAG, KVM_IRQ_ROUTING, KVM_MEM, LAYOUT } from './abi.js';
+import { requireArray, requireInteger } from './arguments.js';
 import type { EventFd } from './event-fd.js';
 import { GuestRam } from './ram.js';
 import { decode, encode, sizeOf, type Struct, type StructName } from './struct.js';
@@ -49,6 +50,8 @@ export interface Pit {
   channels: Struct<'kvm_pit_channel_state'>[];
   flags: number;
 }
+
+const U32_MAX = 2 ** 32 - 1;
 
 const CHIPS = {
   'pic-master': KVM_IRQCHIP.PIC_MASTER,
@@ -189,6 +192,7 @@ export class Vm implements Disposable {
   }
   setPit2(pit: Pit): void {
     const bytes = new Uint8Array(LAYOUT['kvm_pit_state2']);
+    requireArray('channels', pit.channels);
     if (pit.channels.length !== 3) throw new VmmError('INVALID_ARGUMENT', 'a PIT has three channels');
     pit.channels.forEach((channel, i) =>
       encode('kvm_pit_channel_state', channel, bytes, i * sizeOf('kvm_pit_channel_state')),
@@ -232,6 +236,7 @@ export class Vm implements Disposable {
 
   /** Replaces the whole table of GSI routes (KVM_SET_GSI_ROUTING). */
   setGsiRouting(routes: readonly GsiRoute[]): void {
+    requireArray('routes', routes);
     const width = LAYOUT['kvm_irq_routing_entry'];
     const bytes = new Uint8Array(LAYOUT['kvm_irq_routing.entries'] + routes.length * width);
     const view = new DataView(bytes.buffer);
@@ -239,15 +244,15 @@ export class Vm implements Disposable {
     routes.forEach((route, i) => {
       const entry = LAYOUT['kvm_irq_routing.entries'] + i * width;
       const union = entry + LAYOUT['kvm_irq_routing_entry.u'];
-      view.setUint32(entry + LAYOUT['kvm_irq_routing_entry.gsi'], route.gsi, true);
+      view.setUint32(entry + LAYOUT['kvm_irq_routing_entry.gsi'], requireInteger('gsi', route.gsi, U32_MAX), true);
       if (route.type === 'irqchip') {
         view.setUint32(entry + LAYOUT['kvm_irq_routing_entry.type'], KVM_IRQ_ROUTING.IRQCHIP, true);
         view.setUint32(union, CHIPS[route.chip], true);
-        view.setUint32(union + 4, route.pin, true);
+        view.setUint32(union + 4, requireInteger('pin', route.pin, U32_MAX), true);
       } else {
         view.setUint32(entry + LAYOUT['kvm_irq_routing_entry.type'], KVM_IRQ_ROUTING.MSI, true);
         view.setBigUint64(union, route.address, true);
-        view.setUint32(union + 8, route.data, true);
+        view.setUint32(union + 8, requireInteger('data', route.data, U32_MAX), true);
       }
     });
     this.#ioctl(KVM.SET_GSI_ROUTING, bytes);
@@ -273,7 +278,7 @@ export class Vm implements Disposable {
   /** One page below 4 GiB for KVM's own use on Intel processors. Before the first vCPU. */
   setIdentityMapAddress(gpa: number): void {
     const bytes = new Uint8Array(8);
-    new DataView(bytes.buffer).setBigUint64(0, BigInt(gpa), true);
+    new DataView(bytes.buffer).setBigUint64(0, BigInt(requireInteger('gpa', gpa)), true);
     this.#ioctl(KVM.SET_IDENTITY_MAP_ADDR, bytes);
   }
 
@@ -321,7 +326,7 @@ export class Vm implements Disposable {
   #ioEventFd({ eventFd, address, space, length, datamatch }: IoEventFd, flags: number): void {
     this.#set(KVM.IOEVENTFD, 'kvm_ioeventfd', {
       datamatch: datamatch ?? 0n,
-      addr: BigInt(address),
+      addr: BigInt(requireInteger('address', address)),
       len: length,
       fd: eventFd.fd,
       flags:
