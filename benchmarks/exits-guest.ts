@@ -1,7 +1,6 @@
 /** The guest of the exits benchmark under our run loop. As a program: `exits-guest.ts pio|mmio COUNT` runs it once. */
 import { Bus } from '../dist/bus/bus.js';
-import { EventLoopTurns } from '../dist/loop/event-loop-turns.js';
-import { RunLoop } from '../dist/loop/run-loop.js';
+import { InlineRunLoop } from '../dist/loop/inline-run-loop.js';
 import { createGuest, enter, MMIO_HOLE, pointEsAtMmio } from '../test/support/guests.js';
 
 export type ExitPath = 'pio' | 'mmio';
@@ -37,20 +36,15 @@ export class ExitsGuest implements Disposable {
   readonly #ports = new Bus('port');
   readonly #mmio = new Bus('mmio');
   readonly #counter = new Counter();
-  readonly #turns = new EventLoopTurns();
-  #loop: RunLoop | undefined;
-  #ended = false;
+  #loop: InlineRunLoop | undefined;
 
   constructor(path: ExitPath) {
     this.#path = path;
     this.#guest = createGuest(PROGRAM[path]);
     if (path === 'pio') this.#ports.register(this.#counter, PORT, 4);
     else this.#mmio.register(this.#counter, MMIO_HOLE, 4);
-    const write = () => {
-      this.#ended = true;
-      this.#loop?.stop();
-    };
-    this.#ports.register({ name: 'end', read: () => 0xff, write, reset() {} }, DEBUG_EXIT, 1);
+    const end = { name: 'end', read: () => 0xff, write: () => this.#loop?.stop(), reset() {} };
+    this.#ports.register(end, DEBUG_EXIT, 1);
   }
 
   async run(exits: number): Promise<Round> {
@@ -58,19 +52,16 @@ export class ExitsGuest implements Disposable {
     enter(vcpu, 'real', { rcx: BigInt(exits), rdx: BigInt(PORT) });
     if (this.#path === 'mmio') pointEsAtMmio(vcpu);
     this.#counter.reset();
-    this.#ended = false;
-    const loop = (this.#loop = new RunLoop(vcpu, this.#ports, this.#mmio));
+    using loop = new InlineRunLoop(vcpu, this.#ports, this.#mmio);
+    this.#loop = loop;
     const start = process.hrtime.bigint();
-    while (!this.#ended) {
-      const exit = loop.runTurn();
-      if (exit) throw new Error(`the guest ended: ${exit.reason}`);
-      if (!this.#ended) await this.#turns.next();
-    }
-    return { wallNs: Number(process.hrtime.bigint() - start), sum: this.#counter.sum };
+    const fatal = await loop.run();
+    const wallNs = Number(process.hrtime.bigint() - start);
+    if (fatal) throw new Error(`the guest ended: ${fatal.exit.reason}`);
+    return { wallNs, sum: this.#counter.sum };
   }
 
   [Symbol.dispose](): void {
-    this.#turns[Symbol.dispose]();
     this.#guest[Symbol.dispose]();
   }
 }

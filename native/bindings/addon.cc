@@ -71,6 +71,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("System", SystemObject::Define(env));
   exports.Set("Memory", MemoryObject::Define(env));
   exports.Set("EventFd", EventFdObject::Define(env));
+  exports.Set("VcpuGroup", VcpuGroupObject::Define(env));
   exports.Set("kick", Napi::Function::New(env, KickByToken, "kick"));
   VmObject::Define(env);
   VcpuObject::Define(env);

@@ -26,6 +26,8 @@ void Rethrow(Napi::Env env) {
           std::string(error.what()) + ": " + strerror(error.error()), error.what(), error.error());
   } catch (const ClosedError& error) {
     Throw(env, "CLOSED", std::string(error.what()) + " is closed", nullptr, 0);
+  } catch (const BusyError& error) {
+    Throw(env, "BUSY", error.what(), nullptr, 0);
   } catch (const ArgumentError& error) {
     Throw(env, "INVALID_ARGUMENT", error.what(), nullptr, 0);
   } catch (const std::bad_alloc&) {

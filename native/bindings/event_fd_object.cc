@@ -5,35 +5,6 @@
 
 namespace vmexit {
 
-// LIFETIME: outlives its EventFdObject until libuv has let go of the fd, and holds the environment open till then.
-struct EventFdObject::Polling {
-  Polling(napi_env env, uv_loop_s* loop, int fd, Napi::Function callback)
-      : env(env), callback(Napi::Persistent(callback)), poll(loop, fd, [this] { Call(); }) {
-    napi_add_async_cleanup_hook(
-        env, [](napi_async_cleanup_hook_handle, void* self) { static_cast<Polling*>(self)->End(); }, this, &cleanup);
-  }
-
-  void Call() {
-    Napi::HandleScope scope(env);
-    callback.MakeCallback(Napi::Env(env).Global(), {});
-  }
-
-  void End() {
-    if (owner != nullptr) owner->polling_ = nullptr;
-    owner = nullptr;
-    poll.Stop([this] {
-      napi_remove_async_cleanup_hook(cleanup);
-      delete this;
-    });
-  }
-
-  napi_env env;
-  Napi::FunctionReference callback;
-  FdPoll poll;
-  napi_async_cleanup_hook_handle cleanup = nullptr;
-  EventFdObject* owner = nullptr;
-};
-
 Napi::Function EventFdObject::Define(Napi::Env env) {
   return DefineClass(env, "EventFd",
                      {
@@ -52,7 +23,7 @@ EventFdObject::EventFdObject(const Napi::CallbackInfo& info) : ObjectWrap(info) 
   });
 }
 
-EventFdObject::~EventFdObject() { StopPolling(); }
+EventFdObject::~EventFdObject() { StopWatching(); }
 
 // read() -> the count since the last read, 0 where there was none
 Napi::Value EventFdObject::Read(const Napi::CallbackInfo& info) {
@@ -77,10 +48,9 @@ Napi::Value EventFdObject::OnReadable(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&] {
     Napi::Env env = info.Env();
     int fd = this->fd();
-    StopPolling();
+    StopWatching();
     if (info[0].IsFunction()) {
-      polling_ = new Polling(env, AddonData::Of(env).uv_loop(), fd, info[0].As<Napi::Function>());
-      polling_->owner = this;
+      watch_ = FdWatch::Create(env, fd, info[0].As<Napi::Function>(), &watch_);
     } else if (!info[0].IsUndefined()) {
       throw ArgumentError("argument 1 must be a function or undefined");
     }
@@ -93,13 +63,13 @@ Napi::Value EventFdObject::Fd(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value EventFdObject::Close(const Napi::CallbackInfo& info) {
-  StopPolling();
+  StopWatching();
   fd_.Reset();
   return info.Env().Undefined();
 }
 
-void EventFdObject::StopPolling() {
-  if (polling_ != nullptr) polling_->End();
+void EventFdObject::StopWatching() {
+  if (watch_ != nullptr) watch_->End();
 }
 
 int EventFdObject::fd() const {

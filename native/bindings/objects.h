@@ -8,10 +8,12 @@
 #include <vector>
 
 #include "bindings/addon.h"
+#include "bindings/fd_watch.h"
 #include "kvm/mapping.h"
 #include "kvm/unique_fd.h"
 #include "kvm/vcpu.h"
 #include "kvm/vm.h"
+#include "threads/vcpu_group.h"
 
 // The JavaScript classes of the addon; src/native/addon.ts is their typed contract. Each throws ClosedError after
 // close(), which is idempotent; garbage collection and the end of a worker close what was left open.
@@ -69,6 +71,8 @@ class VcpuObject : public Napi::ObjectWrap<VcpuObject> {
   static Napi::Function Define(Napi::Env env);
   explicit VcpuObject(const Napi::CallbackInfo& info);
   ~VcpuObject() override;
+  // Throws ClosedError.
+  const std::shared_ptr<Vcpu>& shared() const;
 
  private:
   Napi::Value Ioctl(const Napi::CallbackInfo& info);
@@ -130,11 +134,32 @@ class EventFdObject : public Napi::ObjectWrap<EventFdObject> {
   Napi::Value Fd(const Napi::CallbackInfo& info);
   Napi::Value Close(const Napi::CallbackInfo& info);
   int fd() const;
-  void StopPolling();
+  void StopWatching();
 
-  struct Polling;
   UniqueFd fd_;
-  Polling* polling_ = nullptr;
+  FdWatch* watch_ = nullptr;
+};
+
+// The vCPUs of a VM on threads of their own.
+class VcpuGroupObject : public Napi::ObjectWrap<VcpuGroupObject> {
+ public:
+  static Napi::Function Define(Napi::Env env);
+  explicit VcpuGroupObject(const Napi::CallbackInfo& info);
+  ~VcpuGroupObject() override;
+
+ private:
+  Napi::Value Start(const Napi::CallbackInfo& info);
+  Napi::Value NextExit(const Napi::CallbackInfo& info);
+  Napi::Value ExitCode(const Napi::CallbackInfo& info);
+  Napi::Value Continue(const Napi::CallbackInfo& info);
+  Napi::Value Pause(const Napi::CallbackInfo& info);
+  Napi::Value Resume(const Napi::CallbackInfo& info);
+  Napi::Value AllParked(const Napi::CallbackInfo& info);
+  Napi::Value Close(const Napi::CallbackInfo& info);
+  VcpuGroup& group() const;
+
+  std::unique_ptr<VcpuGroup> group_;
+  FdWatch* watch_ = nullptr;
 };
 
 }  // namespace vmexit

@@ -125,7 +125,7 @@ Napi::Value VcpuObject::CompletePending(const Napi::CallbackInfo& info) {
 
 Napi::Value VcpuObject::Kick(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&] {
-    vcpu().Kick();
+    shared()->Kick();
     return info.Env().Undefined();
   });
 }
@@ -144,20 +144,28 @@ Napi::Value VcpuObject::KvmRun(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value VcpuObject::Token(const Napi::CallbackInfo& info) {
-  return Guarded(info.Env(), [&] { return Napi::Number::New(info.Env(), static_cast<double>(vcpu().token())); });
+  return Guarded(info.Env(), [&] { return Napi::Number::New(info.Env(), static_cast<double>(shared()->token())); });
 }
 
 Napi::Value VcpuObject::Close(const Napi::CallbackInfo& info) {
-  if (vcpu_) {
-    kvm_run_.Detach(info.Env());
-    vcpu_->Close();
-    vcpu_.reset();
-  }
-  return info.Env().Undefined();
+  return Guarded(info.Env(), [&] {
+    if (vcpu_) {
+      vcpu();
+      kvm_run_.Detach(info.Env());
+      vcpu_->Close();
+      vcpu_.reset();
+    }
+    return info.Env().Undefined();
+  });
+}
+
+const std::shared_ptr<Vcpu>& VcpuObject::shared() const {
+  if (!vcpu_) throw ClosedError("Vcpu");
+  return vcpu_;
 }
 
 Vcpu& VcpuObject::vcpu() const {
-  if (!vcpu_) throw ClosedError("Vcpu");
+  if (shared()->busy()) throw BusyError("the vCPU is running on a thread of its own; pause or stop it first");
   return *vcpu_;
 }
 

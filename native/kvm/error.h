@@ -29,6 +29,16 @@ class ClosedError : public std::exception {
   const char* object_;
 };
 
+// The object is in use in a way that excludes the call.
+class BusyError : public std::exception {
+ public:
+  explicit BusyError(const char* message) : message_(message) {}
+  const char* what() const noexcept override { return message_; }
+
+ private:
+  const char* message_;
+};
+
 // An argument that would be unsafe to hand to the kernel.
 class ArgumentError : public std::exception {
  public:

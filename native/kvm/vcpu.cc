@@ -41,15 +41,15 @@ std::shared_ptr<Vcpu> Vcpu::Create(std::shared_ptr<Vm> vm, uint32_t id) {
   void* run = mmap(nullptr, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
   if (run == MAP_FAILED) throw SystemError("mmap(kvm_run)");
   madvise(run, run_size, MADV_DONTFORK);
-  std::shared_ptr<Vcpu> vcpu(new Vcpu(std::move(vm), std::move(fd), static_cast<kvm_run*>(run), run_size));
+  std::shared_ptr<Vcpu> vcpu(new Vcpu(std::move(vm), id, std::move(fd), static_cast<kvm_run*>(run), run_size));
   vcpu->token_ = Registry<Vcpu>::Get().Add(vcpu);
   return vcpu;
 }
 
 std::shared_ptr<Vcpu> Vcpu::Find(uint64_t token) { return Registry<Vcpu>::Get().Find(token); }
 
-Vcpu::Vcpu(std::shared_ptr<Vm> vm, UniqueFd fd, kvm_run* run, size_t run_size)
-    : vm_(std::move(vm)), fd_(std::move(fd)), run_(run), run_size_(run_size) {}
+Vcpu::Vcpu(std::shared_ptr<Vm> vm, uint32_t id, UniqueFd fd, kvm_run* run, size_t run_size)
+    : vm_(std::move(vm)), id_(id), fd_(std::move(fd)), run_(run), run_size_(run_size) {}
 
 Vcpu::~Vcpu() {
   Close();

@@ -25,6 +25,7 @@ class Vcpu {
   Vcpu(const Vcpu&) = delete;
   Vcpu& operator=(const Vcpu&) = delete;
 
+  uint32_t id() const { return id_; }
   int fd() const { return fd_.get(); }
   kvm_run* run() const { return run_; }
   size_t run_size() const { return run_size_; }
@@ -45,13 +46,19 @@ class Vcpu {
   // Returns when no Interrupt() is about to signal a thread: call it on a thread that has run this vCPU before it ends.
   void Quiesce() { std::lock_guard lock(mutex_); }
 
+  // Busy: a thread of its own has this vCPU, inside KVM_RUN or about to enter it. Nobody else may use it then: KVM would
+  // make an ioctl wait for the guest's next exit.
+  void SetBusy(bool busy) { busy_.store(busy, std::memory_order_release); }
+  bool busy() const { return busy_.load(std::memory_order_acquire); }
+
   // Unmaps kvm_run and closes the fd. Not while Run() is executing. Idempotent.
   void Close();
 
  private:
-  Vcpu(std::shared_ptr<Vm> vm, UniqueFd fd, kvm_run* run, size_t run_size);
+  Vcpu(std::shared_ptr<Vm> vm, uint32_t id, UniqueFd fd, kvm_run* run, size_t run_size);
 
   std::shared_ptr<Vm> vm_;
+  uint32_t id_;
   UniqueFd fd_;
   // LIFETIME: run_ maps run_size_ bytes; unmapped in Close(), under mutex_, so no Interrupt() touches it afterwards.
   kvm_run* run_;
@@ -61,6 +68,7 @@ class Vcpu {
   // Interrupt() that still sees the id signals a thread that exists.
   std::atomic<pid_t> running_thread_{0};
   std::atomic<bool> kicked_{false};
+  std::atomic<bool> busy_{false};
   std::mutex mutex_;
 };
 

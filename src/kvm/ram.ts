@@ -82,6 +82,7 @@ export class GuestRam implements MemoryRegion, Disposable {
 
   /** Detaches every ArrayBuffer made from the memory, in every thread. It is unmapped when no VM has a slot over it. */
   close(): void {
+    this.#windows = undefined;
     this.native.close();
   }
 

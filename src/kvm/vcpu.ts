@@ -39,11 +39,14 @@ const MSRS_PER_CALL = 255;
  */
 export class Vcpu implements Disposable {
   readonly id: number;
+  /** @internal */
+  readonly native: NativeVcpu;
   readonly #native: NativeVcpu;
   #decoder: ExitDecoder | undefined;
 
   /** @internal Made by `Vm.createVcpu`. */
   constructor(vcpu: NativeVcpu, id: number) {
+    this.native = vcpu;
     this.#native = vcpu;
     this.id = id;
   }
@@ -173,10 +176,10 @@ export class Vcpu implements Disposable {
     );
   }
   setXcrs(xcrs: readonly Xcr[]): void {
+    requireArray('xcrs', xcrs);
     const bytes = new Uint8Array(LAYOUT['kvm_xcrs']);
     const most = Math.floor((bytes.length - LAYOUT['kvm_xcrs.xcrs']) / sizeOf('kvm_xcr'));
     if (xcrs.length > most) throw new VmmError('INVALID_ARGUMENT', `at most ${most} XCRs can be set`);
-    requireArray('xcrs', xcrs);
     new DataView(bytes.buffer).setUint32(LAYOUT['kvm_xcrs.nr_xcrs'], xcrs.length, true);
     xcrs.forEach((xcr, i) => encode('kvm_xcr', xcr, bytes, LAYOUT['kvm_xcrs.xcrs'] + i * sizeOf('kvm_xcr')));
     this.#ioctl(KVM.SET_XCRS, bytes);
@@ -198,10 +201,10 @@ export class Vcpu implements Disposable {
    * @throws VmmError code "KVM_UNSUPPORTED" naming the first one that KVM does not have.
    */
   getMsrs(indexes: readonly number[]): Msr[] {
+    requireArray('indexes', indexes);
     return this.#msrs(
       KVM.GET_MSRS,
       indexes.map((index) => ({ index, data: 0n })),
-    requireArray('indexes', indexes);
     );
   }
   /** Writes MSRs in order. @throws VmmError code "KVM_UNSUPPORTED" naming the first one that KVM refused. */
@@ -217,10 +220,10 @@ export class Vcpu implements Disposable {
     });
   }
   setCpuid(entries: readonly CpuidEntry[]): void {
+    requireArray('entries', entries);
     this.#ioctl(KVM.SET_CPUID2, encodeCpuid(entries, entries.length));
   }
 
-    requireArray('entries', entries);
   /** The guest's TSC frequency in kHz. */
   getTscKhz(): number {
     return this.#ioctl(KVM.GET_TSC_KHZ, 0);
@@ -243,10 +246,10 @@ export class Vcpu implements Disposable {
 
   /** KVM_SET_GUEST_DEBUG: what makes the guest exit with reason `debug`. Nothing given: nothing does. */
   setGuestDebug({ singleStep = false, breakpoints = [] }: GuestDebug): void {
+    requireArray('breakpoints', breakpoints);
     if (breakpoints.length > 4) throw new VmmError('INVALID_ARGUMENT', 'x86 has four hardware breakpoints');
     const debugreg = Array<bigint>(8).fill(0n);
     let control = 0;
-    requireArray('breakpoints', breakpoints);
     if (singleStep) control |= KVM_GUESTDBG.ENABLE | KVM_GUESTDBG.SINGLESTEP;
     if (breakpoints.length > 0) {
       control |= KVM_GUESTDBG.ENABLE | KVM_GUESTDBG.USE_HW_BP;
@@ -295,10 +298,10 @@ export class Vcpu implements Disposable {
   }
 
   #msrs(request: number, msrs: readonly Msr[]): Msr[] {
+    requireArray('msrs', msrs);
     const header = LAYOUT['kvm_msrs.entries'];
     const width = sizeOf('kvm_msr_entry');
     const result: Msr[] = [];
-    requireArray('msrs', msrs);
     for (let start = 0; start < msrs.length; start += MSRS_PER_CALL) {
       const batch = msrs.slice(start, start + MSRS_PER_CALL);
       const bytes = new Uint8Array(header + batch.length * width);

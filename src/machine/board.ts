@@ -15,7 +15,10 @@ import { VmmError } from '../errors.js';
 import type { Kvm } from '../kvm/kvm.js';
 import type { Vcpu } from '../kvm/vcpu.js';
 import type { Vm } from '../kvm/vm.js';
-import { RunLoop } from '../loop/run-loop.js';
+import { InlineRunLoop } from '../loop/inline-run-loop.js';
+import type { RunLoop } from '../loop/run-loop.js';
+import { ThreadedRunLoop } from '../loop/threaded-run-loop.js';
+import type { GuestMemory } from '../memory/guest-memory.js';
 import { guestCpuid } from './cpuid-policy.js';
 import { IRQS, KVM_IDENTITY_MAP_GPA, KVM_TSS_GPA, MEMORY_LAYOUT, PORTS } from './layout.js';
 import type { MachineConfig, MachineExit } from './machine.js';
@@ -29,7 +32,12 @@ export interface BoardEvents {
   onInputRoom: () => void;
   /** The guest ended itself. Called from inside an exit's handling; the run loop returns after it. */
   onEnd: (exit: MachineExit) => void;
+  /** The run loop pauses for the event loop, or has served a batch of exits. */
+  onTurn: () => void;
 }
+
+/** More would make one thread that serves all exits a bottleneck. */
+const MAX_VCPUS = 32;
 
 /** The devices every machine has, where the ACPI tables say they are. */
 const ACPI_DEVICES: readonly AcpiDevice[] = [
@@ -40,11 +48,10 @@ const ACPI_DEVICES: readonly AcpiDevice[] = [
 ];
 
 /**
- * One power cycle of a machine under KVM: the VM, its memory with the kernel in it, the boot vCPU and the devices on
+ * One power cycle of a machine under KVM: the VM, its memory with the kernel in it, the vCPUs and the devices on
  * their buses. Reset is a new board.
  */
 export class Board implements Disposable {
-  readonly vcpu: Vcpu;
   readonly loop: RunLoop;
   readonly ports = new Bus('port');
   readonly mmio = new Bus('mmio');
@@ -53,8 +60,9 @@ export class Board implements Disposable {
 
   /** @throws VmmError as the boot loaders do, before there is a vCPU. */
   static async create(kvm: Kvm, config: MachineConfig, events: BoardEvents): Promise<Board> {
-    if (config.cpus !== 1) {
-      throw new VmmError('KVM_UNSUPPORTED', 'this machine has one vCPU; use cpus: 1, or accel: "tcg" for more');
+    const most = Math.min(MAX_VCPUS, kvm.checkExtension('MAX_VCPUS'));
+    if (config.cpus > most) {
+      throw new VmmError('INVALID_ARGUMENT', `cpus: ${config.cpus} is too many: this machine can have ${most} here`);
     }
     const [kernel, initrd] = await Promise.all([
       readImage(config.kernelPath, 'BAD_KERNEL'),
@@ -73,21 +81,28 @@ export class Board implements Disposable {
       vm.setTssAddress(KVM_TSS_GPA);
       vm.createIrqchip();
       vm.createPit2({ dummySpeaker: true });
-      const vcpu = vm.createVcpu(0);
       const tscDeadlineTimer = kvm.checkExtension('TSC_DEADLINE_TIMER') > 0;
-      vcpu.setCpuid(guestCpuid(kvm.supportedCpuid(), { apicId: 0, cpus: config.cpus, tscDeadlineTimer }));
-      setUpBootVcpu(vcpu, vm.memory, entry);
-      return new Board(vm, vcpu, config, events);
+      const supported = kvm.supportedCpuid();
+      for (let id = 0; id < config.cpus; id++) {
+        const vcpu = vm.createVcpu(id);
+        vcpu.setCpuid(guestCpuid(supported, { apicId: id, cpus: config.cpus, tscDeadlineTimer }));
+      }
+      // The others wait for INIT and SIPI, as on a PC.
+      setUpBootVcpu(vm.vcpus[0], vm.memory, entry);
+      return new Board(vm, config, events);
     } catch (error) {
       vm.close();
       throw error;
     }
   }
 
-  private constructor(vm: Vm, vcpu: Vcpu, config: MachineConfig, events: BoardEvents) {
+  private constructor(vm: Vm, config: MachineConfig, events: BoardEvents) {
     this.#vm = vm;
-    this.vcpu = vcpu;
-    this.loop = new RunLoop(vcpu, this.ports, this.mmio);
+    const { vcpus } = vm;
+    this.loop =
+      vcpus.length === 1
+        ? new InlineRunLoop(vcpus[0], this.ports, this.mmio, events.onTurn)
+        : new ThreadedRunLoop(vcpus, this.ports, this.mmio, events.onTurn);
     const end = (exit: MachineExit) => {
       this.loop.stop();
       events.onEnd(exit);
@@ -125,11 +140,16 @@ export class Board implements Disposable {
     ports.register(acpiPm, ACPI_POWER.BASE_PORT, ACPI_POWER.PORTS);
   }
 
-  get memory() {
+  get vcpus(): readonly Vcpu[] {
+    return this.#vm.vcpus;
+  }
+
+  get memory(): GuestMemory {
     return this.#vm.memory;
   }
 
   [Symbol.dispose](): void {
+    this.loop[Symbol.dispose]();
     this.#vm.close();
   }
 }

@@ -1,9 +1,9 @@
 /** The worker thread of one machine under KVM: its run loop, its devices, and their answers to the main thread. */
 import { parentPort, workerData } from 'node:worker_threads';
 import { KVM_MP_STATE } from '../kvm/abi.js';
-import type { VmExit } from '../kvm/exit.js';
 import { Kvm } from '../kvm/kvm.js';
-import { EventLoopTurns } from '../loop/event-loop-turns.js';
+import type { Vcpu } from '../kvm/vcpu.js';
+import type { FatalExit } from '../loop/run-loop.js';
 import { Board } from './board.js';
 import { describeExit, reportCrash } from './crash.js';
 import type { MachineExit, MachineStats } from './machine.js';
@@ -47,16 +47,16 @@ class ConsoleSink {
 class WorkerMachine implements WorkerMethods {
   readonly #kvm: Kvm;
   readonly #sink = new ConsoleSink();
-  #board: Board | undefined;
+  #board!: Board;
   #input: Uint8Array | undefined;
   #exit: MachineExit | undefined;
-  /** Settles when the run loop has ended; undefined before start. */
+  /** Settles when the guest has ended; undefined before start. */
   #running: Promise<void> | undefined;
-  /** Pending while the guest must not run: paused, or being reset. */
-  #gate: PromiseWithResolvers | undefined;
+  #resetting: Promise<void> | undefined;
+  #paused = false;
   #ended = false;
   #haltCheck: NodeJS.Timeout | undefined;
-  #exitsAtHaltCheck = 0;
+  #accessesAtHaltCheck = 0;
   #droppedBefore = 0;
 
   constructor(kvm: Kvm) {
@@ -68,45 +68,49 @@ class WorkerMachine implements WorkerMethods {
       console: this.#sink,
       onInputRoom: () => this.#feedInput(),
       onEnd: (exit) => (this.#exit ??= exit),
+      onTurn: () => this.#sink.flush(),
     });
-    this.#exitsAtHaltCheck = 0;
   }
 
   start(): void {
-    this.#haltCheck = setInterval(() => this.#checkForHalt(), HALT_CHECK_MS);
+    this.#haltCheck = setInterval(() => void this.#checkForHalt(), HALT_CHECK_MS);
     this.#running = this.#run().catch((error: unknown) => {
       this.#end();
       send({ type: 'failed', error: toPlainError(error) });
     });
   }
 
-  pause(): void {
-    this.#gate ??= withResolvers();
+  async pause(): Promise<void> {
+    this.#paused = true;
+    await this.#board.loop.pause();
   }
 
   resume(): void {
-    this.#gate?.resolve();
-    this.#gate = undefined;
+    this.#paused = false;
+    this.#board.loop.resume();
   }
 
   async reset(): Promise<void> {
-    const wasPaused = this.#gate !== undefined;
-    this.pause();
-    this.#droppedBefore += this.#board!.uart.droppedOutputBytes;
-    this.#board![Symbol.dispose]();
+    this.#resetting = this.#reset();
+    await this.#resetting;
+  }
+
+  async #reset(): Promise<void> {
+    this.#droppedBefore += this.#board.uart.droppedOutputBytes;
+    this.#board[Symbol.dispose]();
     await this.powerOn();
+    if (this.#paused) await this.#board.loop.pause();
     this.#feedInput();
-    if (!wasPaused) this.resume();
   }
 
   stop(): void {
     this.#exit ??= { reason: 'stopped' };
-    this.resume();
+    this.#board.loop.stop();
     if (!this.#running) this.#end();
   }
 
   stats(): MachineStats {
-    const { loop, ports, mmio, uart } = this.#board!;
+    const { loop, ports, mmio, uart } = this.#board;
     const unmapped = ports.unmappedAccesses + mmio.unmappedAccesses;
     return {
       exits: loop.exits(),
@@ -119,7 +123,7 @@ class WorkerMachine implements WorkerMethods {
   async close(): Promise<void> {
     this.stop();
     await this.#running;
-    this.#board?.[Symbol.dispose]();
+    this.#board[Symbol.dispose]();
     this.#kvm.close();
     parentPort!.close();
   }
@@ -130,19 +134,15 @@ class WorkerMachine implements WorkerMethods {
   }
 
   outputRoom(): void {
-    this.#board!.uart.resumeOutput();
+    this.#board.uart.resumeOutput();
   }
 
   async #run(): Promise<void> {
-    using turns = new EventLoopTurns();
     while (!this.#exit) {
-      if (this.#gate) await this.#gate.promise;
-      else {
-        const exit = this.#board!.loop.runTurn();
-        this.#sink.flush();
-        if (exit) this.#exit ??= await endOf(exit, this.#board!);
-        else await turns.next();
-      }
+      const board = this.#board;
+      const fatal = await board.loop.run();
+      if (fatal) this.#exit ??= await endOf(fatal, board);
+      else await this.#resetting;
     }
     this.#end();
   }
@@ -157,41 +157,38 @@ class WorkerMachine implements WorkerMethods {
 
   #feedInput(): void {
     if (!this.#input) return;
-    const taken = this.#board!.uart.receive(this.#input);
+    const taken = this.#board.uart.receive(this.#input);
     this.#input = taken < this.#input.length ? this.#input.subarray(taken) : undefined;
     if (!this.#input) send({ type: 'input-taken' });
   }
 
-  /** The event loop has this turn, so the vCPU is outside KVM_RUN. */
-  #checkForHalt(): void {
-    if (this.#gate) return;
-    const { vcpu, loop } = this.#board!;
-    const { exitCount } = loop;
-    // Its own interruptions count as exits: one a check.
-    const idle = exitCount - this.#exitsAtHaltCheck <= 2;
-    this.#exitsAtHaltCheck = exitCount;
-    if (idle && vcpu.getMpState() === KVM_MP_STATE.HALTED && !(vcpu.getRegs().rflags & RFLAGS_IF)) {
-      this.#exit ??= { reason: 'halt' };
-    }
+  /** Every vCPU that was ever started sits in HLT with interrupts off: nothing will wake this guest. */
+  async #checkForHalt(): Promise<void> {
+    const { io = 0, mmio = 0 } = this.#board.loop.exits();
+    const idle = io + mmio === this.#accessesAtHaltCheck;
+    this.#accessesAtHaltCheck = io + mmio;
+    if (!idle || this.#paused) return;
+    const { loop, vcpus } = this.#board;
+    await loop.pause();
+    const halted = !this.#ended && vcpus.every(isHaltedForGood);
+    if (halted) this.#exit ??= { reason: 'halt' };
+    if (halted) loop.stop();
+    else if (!this.#paused) loop.resume();
   }
 }
 
-async function endOf(exit: VmExit, board: Board): Promise<MachineExit> {
+function isHaltedForGood(vcpu: Vcpu): boolean {
+  const state = vcpu.getMpState();
+  if (state === KVM_MP_STATE.UNINITIALIZED) return true;
+  return state === KVM_MP_STATE.HALTED && !(vcpu.getRegs().rflags & RFLAGS_IF);
+}
+
+async function endOf({ vcpu, exit }: FatalExit, board: Board): Promise<MachineExit> {
   if (exit.reason === 'system_event') {
     if (exit.typeName === 'SHUTDOWN') return { reason: 'shutdown' };
     if (exit.typeName === 'RESET') return { reason: 'reset' };
   }
-  return { reason: 'crash', crash: await reportCrash(describeExit(exit), board.vcpu, board.memory) };
-}
-
-interface PromiseWithResolvers {
-  promise: Promise<void>;
-  resolve: () => void;
-}
-function withResolvers(): PromiseWithResolvers {
-  let resolve!: () => void;
-  const promise = new Promise<void>((fulfil) => (resolve = fulfil));
-  return { promise, resolve };
+  return { reason: 'crash', crash: await reportCrash(describeExit(exit), vcpu, board.memory) };
 }
 
 async function main(): Promise<void> {

@@ -4,9 +4,9 @@ import type { MachineConfig, MachineExit, MachineStats } from './machine.js';
 /** What the main thread asks of a machine's worker, and what each answers. */
 export interface WorkerMethods {
   start(): void;
-  pause(): void;
+  pause(): Promise<void>;
   resume(): void;
-  reset(): void | Promise<void>;
+  reset(): Promise<void>;
   stop(): void;
   stats(): MachineStats;
   /** Gives everything back; the worker ends. */

@@ -11,6 +11,7 @@ export interface Addon {
   /** `new Memory(sizeBytes)`, or `new Memory(0, token)` for memory that another thread of this process made. */
   Memory: new (sizeBytes: number, token?: number) => NativeMemory;
   EventFd: new () => NativeEventFd;
+  VcpuGroup: new (vcpus: readonly NativeVcpu[]) => NativeVcpuGroup;
   /** Kicks the vCPU of any thread by its token; whether there is such a vCPU. */
   kick(token: number): boolean;
 }
@@ -67,6 +68,17 @@ export interface NativeEventFd {
   /** Calls back on the event loop while the count is not 0; undefined ends that. */
   onReadable(callback: (() => void) | undefined): void;
   fd(): number;
+  close(): void;
+}
+
+export interface NativeVcpuGroup {
+  start(onExits: () => void): void;
+  nextExit(): number;
+  exitCode(index: number): number;
+  continue(index: number): void;
+  pause(): void;
+  resume(): void;
+  allParked(): boolean;
   close(): void;
 }
 
