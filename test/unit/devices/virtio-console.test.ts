@@ -27,6 +27,10 @@ class Sink {
   }
 }
 
+/** Feature bit: the driver uses the control queues. */
+const MULTIPORT = 1n << 1n;
+
+let features: bigint;
 let memory: GuestMemory;
 let arena: DriverArena;
 let irq: FakeIrqLine;
@@ -36,7 +40,8 @@ let device: VirtioConsole;
 let mmio: VirtioMmio;
 let driver: MmioDriver;
 
-function start(config: Partial<VirtioConsoleConfig> = {}): void {
+function start(config: Partial<VirtioConsoleConfig> = {}, wanted = ~MULTIPORT): void {
+  features = wanted;
   memory = heapGuestMemory({ gpa: 0, sizeBytes: 2 ** 20 });
   arena = new DriverArena(memory, 0x1000);
   irq = new FakeIrqLine();
@@ -45,7 +50,7 @@ function start(config: Partial<VirtioConsoleConfig> = {}): void {
   device = new VirtioConsole({ ports: [{ output: sink, onInputRoom: () => rooms++, maxStallMs: 20 }], ...config });
   mmio = new VirtioMmio({ device, memory, irq });
   driver = new MmioDriver(mmio, arena);
-  driver.start(undefined, 16);
+  driver.start(features, 16);
 }
 
 function print(text: string, queue = TX): void {
@@ -67,11 +72,14 @@ function post(queue: DriverQueue, length: number): () => Uint8Array {
 const ascii = (bytes: Uint8Array) => Buffer.from(bytes).toString();
 const bytes = (text: string) => new TextEncoder().encode(text);
 
-describe('a console with one port', () => {
+describe('a console whose driver knows of one port', () => {
   beforeEach(() => start());
 
-  it('has two queues and no control queues', () => {
-    expect([driver.get(0x008), driver.queueSizeMax(1), driver.queueSizeMax(2)]).toEqual([3, 128, 0]);
+  it('leaves the control queues alone', () => {
+    driver.queues[CONTROL_TX].add([{ gpa: arena.place(encodeControl(0, 0, 1)), length: 8 }]);
+    driver.kick(CONTROL_TX);
+    driver.kick(CONTROL_RX);
+    expect([driver.get(0x008), driver.queues[CONTROL_TX].usedIdx]).toEqual([3, 0]);
   });
 
   it('hands over what the guest prints, in order', () => {
@@ -99,7 +107,7 @@ describe('a console with one port', () => {
   it('takes no input before the driver is there, and asks for it then', () => {
     driver.set(MMIO_STATUS, 0);
     expect(device.ports[0].receive(bytes('early'))).toBe(0);
-    driver.start(undefined, 16);
+    driver.start(features, 16);
     expect(rooms).toBe(1);
   });
 
@@ -131,7 +139,7 @@ describe('a console with one port', () => {
     driver.set(MMIO_STATUS, 0);
     sink.room = Infinity;
     device.ports[0].resumeOutput();
-    driver.start(undefined, 16);
+    driver.start(features, 16);
     print('new');
     expect(sink.text).toBe('anew');
   });
@@ -220,18 +228,21 @@ describe('a console with several ports', () => {
     agent = new Sink();
     opens = [];
     posted.clear();
-    start({
-      ports: [
-        { output: new Sink() },
-        {
-          output: agent,
-          name: 'org.example.agent',
-          onGuestOpen: (open) => opens.push(open),
-          onInputRoom: () => rooms++,
-        },
-      ],
-      size: { columns: 0x4241, rows: 0x4443 },
-    });
+    start(
+      {
+        ports: [
+          { output: new Sink() },
+          {
+            output: agent,
+            name: 'org.example.agent',
+            onGuestOpen: (open) => opens.push(open),
+            onInputRoom: () => rooms++,
+          },
+        ],
+        size: { columns: 0x4241, rows: 0x4443 },
+      },
+      ~0n,
+    );
   });
 
   it('has a pair of queues for each and one for control, and says how many ports there are', () => {
@@ -338,7 +349,7 @@ describe('a hostile guest', () => {
   });
 
   it('never makes it throw, whatever it writes into control messages and configuration', () => {
-    start({ ports: [{ output: new Sink(5), maxStallMs: 0 }, { output: new Sink(5) }] });
+    start({ ports: [{ output: new Sink(5), maxStallMs: 0 }, { output: new Sink(5) }] }, ~0n);
     const message = fc.tuple(fc.nat(3), fc.nat(8), fc.nat(2));
     fc.assert(
       fc.property(
@@ -346,7 +357,7 @@ describe('a hostile guest', () => {
         (steps) => {
           arena = new DriverArena(memory, 0x1000);
           driver = new MmioDriver(mmio, arena);
-          driver.start(undefined, 16);
+          driver.start(features, 16);
           for (const [[port, event, value], at, config, queue] of steps) {
             const { gpa, length } = { gpa: arena.place(encodeControl(port, event, value)), length: 8 };
             if (driver.queues[CONTROL_TX].takeUsed() || driver.queues[CONTROL_TX].availIdx < 16) {

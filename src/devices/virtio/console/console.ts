@@ -1,6 +1,7 @@
 /**
- * The console device: virtio 1.2, 5.3. One port without ceremony, or several that the guest learns about through a pair
- * of control queues.
+ * The console device: virtio 1.2, 5.3. The guest learns about its ports through a pair of control queues; a driver that
+ * does not know of these has port 0 alone. Control queues are offered with one port too: only by them does the device
+ * hear that the port is open, and Linux throws away input that comes before.
  */
 import type { AccessSize } from '../../../bus/device.js';
 import { SavedState } from '../../../bus/saved-state.js';
@@ -48,7 +49,7 @@ export interface ConsoleSize {
 }
 
 export interface VirtioConsoleConfig {
-  /** 1 to 31. More than one, or one with a name, takes a driver that knows multiport. */
+  /** 1 to 31. A driver without multiport support uses the first alone. */
   ports: readonly ConsolePortConfig[];
   /** Of the terminal behind port 0. Default: unknown to the guest. */
   size?: ConsoleSize;
@@ -84,9 +85,8 @@ export class VirtioConsole implements VirtioDevice {
       throw new VmmError('INVALID_ARGUMENT', `a virtio console has 1 to ${MAX_PORTS} ports, not ${ports.length}`);
     }
     this.ports = ports.map((port, i) => new ConsolePort(port, port.console ?? i === 0));
-    const multiport = ports.length > 1 || ports[0].name !== undefined;
-    this.features = F_EMERG_WRITE | (size ? F_SIZE : 0n) | (multiport ? F_MULTIPORT : 0n);
-    this.queueSizes = new Array<number>(multiport ? 2 * ports.length + 2 : 2).fill(QUEUE_SIZE);
+    this.features = F_MULTIPORT | F_EMERG_WRITE | (size ? F_SIZE : 0n);
+    this.queueSizes = new Array<number>(2 * ports.length + 2).fill(QUEUE_SIZE);
     this.#size = size ? checkedSize(size) : { columns: 0, rows: 0 };
     const view = new DataView(this.#config.buffer);
     view.setUint32(CONFIG_MAX_PORTS, ports.length, true);
@@ -128,6 +128,7 @@ export class VirtioConsole implements VirtioDevice {
   queueNotify(index: number): void {
     if (this.#multiport() && index === CONTROL_RECEIVE) return this.#flushControl();
     if (this.#multiport() && index === CONTROL_TRANSMIT) return this.#controlTurns.take();
+    if (!this.#multiport() && index > 1) return;
     const port = index < 2 ? this.ports[0] : this.ports[(index >> 1) - 1];
     if (index & 1) port.onTransmitNotify();
     else port.onReceiveNotify();
