@@ -456,6 +456,36 @@ describe('the host', () => {
     expect([driver.usedIdx, interrupts, ...memory.read(answer.gpa, 4)]).toEqual([0, 0, 0, 0, 0, 0]);
   });
 
+  it('takes a chain back that the device could not use yet', () => {
+    const [first, second] = ['one', 'two'].map((text) => driver.add([{ gpa: arena.place(text), length: 3 }]));
+    queue.pop();
+    const unused = queue.pop()!;
+    queue.unpop(unused);
+    expect([unused.live, queue.inFlight, queue.save().nextAvail]).toEqual([false, 1, 0]);
+    expect(() => queue.unpop(unused)).toThrowError(expect.objectContaining({ code: 'INVALID_STATE' }));
+    expect([first, queue.pop()?.head, queue.pop()]).toEqual([first, second, undefined]);
+  });
+
+  it('gives several chains back in one step', () => {
+    const heads = Array.from({ length: 3 }, () => driver.add([{ gpa: arena.place(8), length: 8, writable: true }]));
+    const chains = heads.map(() => queue.pop()!);
+    const seen: number[] = [];
+    const record = (array: Uint16Array, index: number, value: number) => {
+      array[index] = value;
+      seen.push(driver.usedIdx);
+      return value;
+    };
+    const store = vi.spyOn(Atomics, 'store').mockImplementation(record as never);
+    try {
+      queue.pushTogether(chains, [8, 8, 3]);
+    } finally {
+      store.mockRestore();
+    }
+    expect(seen).toEqual([3]);
+    expect(heads.map(() => driver.takeUsed())).toEqual(heads.map((head, i) => ({ head, writtenBytes: [8, 8, 3][i] })));
+    expect(queue.inFlight).toBe(0);
+  });
+
   it('may not complete a chain twice, nor with more than it can hold', () => {
     driver.add([room(4)]);
     const chain = queue.pop()!;
