@@ -16,7 +16,8 @@ const MAY_IMPORT = {
   guest: [],
   virtio: ['memory', 'bus', 'irq'],
   devices: ['virtio', 'bus', 'irq', 'memory'],
-  backends: ['virtio', 'memory'],
+  // A backend implements the interface that is kept beside the device it serves.
+  backends: ['devices', 'virtio', 'memory', 'native'],
   machine: ['devices', 'backends', 'boot', 'loop', 'kvm', 'bus', 'irq', 'memory', 'virtio', 'guest'],
   cli: ['machine', 'guest', 'kvm', 'backends'],
 };

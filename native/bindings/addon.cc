@@ -3,6 +3,7 @@
 #include <uv.h>
 
 #include "bindings/arguments.h"
+#include "bindings/file_ops.h"
 #include "bindings/objects.h"
 
 namespace vmexit {
@@ -72,6 +73,8 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("Memory", MemoryObject::Define(env));
   exports.Set("EventFd", EventFdObject::Define(env));
   exports.Set("VcpuGroup", VcpuGroupObject::Define(env));
+  exports.Set("fallocate", Napi::Function::New(env, Fallocate, "fallocate"));
+  exports.Set("flock", Napi::Function::New(env, Flock, "flock"));
   exports.Set("kick", Napi::Function::New(env, KickByToken, "kick"));
   VmObject::Define(env);
   VcpuObject::Define(env);

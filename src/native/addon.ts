@@ -12,6 +12,10 @@ export interface Addon {
   Memory: new (sizeBytes: number, token?: number) => NativeMemory;
   EventFd: new () => NativeEventFd;
   VcpuGroup: new (vcpus: readonly NativeVcpu[]) => NativeVcpuGroup;
+  /** fallocate(2) on libuv's thread pool; the caller keeps the fd open meanwhile. */
+  fallocate(fd: number, mode: number, offsetBytes: number, lengthBytes: number): Promise<void>;
+  /** flock(2). With LOCK_NB, or it blocks this thread. */
+  flock(fd: number, operation: number): void;
   /** Kicks the vCPU of any thread by its token; whether there is such a vCPU. */
   kick(token: number): boolean;
 }

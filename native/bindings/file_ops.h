@@ -1,0 +1,16 @@
+#ifndef VMEXIT_BINDINGS_FILE_OPS_H_
+#define VMEXIT_BINDINGS_FILE_OPS_H_
+
+#include <napi.h>
+
+namespace vmexit {
+
+// fallocate(fd, mode, offset, length) -> Promise: fallocate(2) on libuv's thread pool. The caller keeps fd open
+// meanwhile.
+Napi::Value Fallocate(const Napi::CallbackInfo& info);
+// flock(fd, operation): flock(2). With LOCK_NB, or it blocks this thread.
+Napi::Value Flock(const Napi::CallbackInfo& info);
+
+}  // namespace vmexit
+
+#endif  // VMEXIT_BINDINGS_FILE_OPS_H_
