@@ -1,7 +1,7 @@
 import { VmmError } from '../errors.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
 import * as aml from './aml.js';
-import { alignUp, type BootLayout } from './layout.js';
+import { alignUp, type BootLayout, type GpaRange } from './layout.js';
 import { checksum, IOAPIC_GPA, IOAPIC_ID, LOCAL_APIC_GPA, MAX_CPUS, putText } from './mptable.js';
 
 /*
@@ -41,10 +41,24 @@ export type AcpiDevice =
   | { type: 'virtio-mmio'; gpa: number; sizeBytes: number; gsi: number } // level-triggered
   | { type: 'power-button'; gsi: number }; // a rising edge on `gsi` is a press
 
+/** PCI segment 0 with bus 0 alone. */
+export interface AcpiPciRoot {
+  /** Enhanced configuration access: 1 MiB, the 4 KiB of each function in order. Below 4 GiB. */
+  ecam: GpaRange;
+  /** Where a guest may place memory BARs; without RAM, and without other devices. */
+  memoryWindows: readonly GpaRange[];
+  /** Where it may place I/O BARs. */
+  portWindows: readonly { port: number; count: number }[];
+  /** GSIs of INTA# to INTD# of device 0; pin p of device d is at (p + d) modulo 4. Level-triggered. */
+  intxGsis: readonly [number, number, number, number];
+}
+
 export interface AcpiDescription {
   /** vCPUs; their APIC IDs are 0 to cpus - 1. */
   cpus: number;
   devices: readonly AcpiDevice[];
+  /** The PCI root, where there is one. */
+  pci?: AcpiPciRoot;
   /** As in `MpTableOptions`: the I/O APIC pin that the PIT drives, 0 unless the machine routes it to 2. */
   irq0Pin?: 0 | 2;
 }
@@ -56,7 +70,7 @@ const OEM_TABLE_ID = 'MACHINE ';
 const TABLE_ALIGNMENT = 16;
 
 /**
- * Writes RSDP, XSDT, FADT, MADT and DSDT.
+ * Writes RSDP, XSDT, FADT, MADT and DSDT; with a PCI root also MCFG.
  *
  * @returns `rsdpGpa` for `loadLinux`, and where each table is, by signature.
  * @throws VmmError code "INVALID_ARGUMENT" when the description has too many CPUs or devices for the layout.
@@ -66,7 +80,7 @@ export function writeAcpiTables(
   layout: BootLayout,
   description: AcpiDescription,
 ): { rsdpGpa: number; tables: Readonly<Record<string, number>> } {
-  const { cpus } = description;
+  const { cpus, pci } = description;
   if (!Number.isInteger(cpus) || cpus < 1 || cpus > MAX_CPUS) {
     throw new VmmError('INVALID_ARGUMENT', `the ACPI tables describe 1 to ${MAX_CPUS} CPUs, not ${cpus}`);
   }
@@ -85,7 +99,8 @@ export function writeAcpiTables(
   const DSDT = place(buildDsdt(description));
   const FACP = place(buildFadt(DSDT, description));
   const APIC = place(buildMadt(description));
-  const XSDT = place(buildXsdt([FACP, APIC]));
+  const MCFG = pci && place(buildMcfg(pci));
+  const XSDT = place(buildXsdt([FACP, APIC, ...(MCFG === undefined ? [] : [MCFG])]));
   if (end > layout.acpiGpa + layout.acpiMaxBytes) {
     throw new VmmError(
       'INVALID_ARGUMENT',
@@ -94,7 +109,7 @@ export function writeAcpiTables(
   }
   for (const { gpa, bytes } of placed) memory.write(gpa, bytes);
   memory.write(layout.acpiGpa, buildRsdp(XSDT, RSDP_BYTES));
-  return { rsdpGpa: layout.acpiGpa, tables: { XSDT, FACP, APIC, DSDT } };
+  return { rsdpGpa: layout.acpiGpa, tables: { XSDT, FACP, APIC, ...(MCFG !== undefined && { MCFG }), DSDT } };
 }
 
 /** 5.2.5.3 */
@@ -178,7 +193,14 @@ function buildMadt({ cpus, irq0Pin = 0 }: AcpiDescription): Uint8Array {
   return table('APIC', 5, Uint8Array.from(entries));
 }
 
-function buildDsdt({ cpus, devices }: AcpiDescription): Uint8Array {
+/** PCI Firmware Specification 3.3, 4.1.2: eight reserved bytes, then segment, first and last bus of each window. */
+function buildMcfg({ ecam }: AcpiPciRoot): Uint8Array {
+  const body = new Uint8Array(24);
+  new DataView(body.buffer).setBigUint64(8, BigInt(ecam.gpa), true); // segment 0, bus 0 to 0
+  return table('MCFG', 1, body);
+}
+
+function buildDsdt({ cpus, devices, pci }: AcpiDescription): Uint8Array {
   // Four elements by custom; hardware-reduced sleep uses the first.
   const s5 = aml.packageOf(aml.integer(ACPI_POWER.SLEEP_TYPE_S5), aml.integer(0), aml.integer(0), aml.integer(0));
   const processors = Array.from({ length: cpus }, (_, cpu) =>
@@ -186,7 +208,58 @@ function buildDsdt({ cpus, devices }: AcpiDescription): Uint8Array {
   );
   const nodes = devices.map((device, index) => deviceNode(device, index));
   // Revision 2: integers have 64 bits.
-  return table('DSDT', 2, aml.concat(aml.name('\\_S5', s5), aml.scope('\\_SB', ...processors, ...nodes)));
+  const root = pci ? pciNodes(pci) : [];
+  return table('DSDT', 2, aml.concat(aml.name('\\_S5', s5), aml.scope('\\_SB', ...processors, ...nodes, ...root)));
+}
+
+/**
+ * The root bus, and the reservation without which guests do not use the configuration window (PCI Firmware Specification
+ * 3.3, 4.1.2: the window is claimed by a motherboard resource, not by the root). There is no _OSC: nothing of PCI Express
+ * that an operating system would ask to control is here.
+ */
+function pciNodes({ ecam, memoryWindows, portWindows, intxGsis }: AcpiPciRoot): aml.Aml[] {
+  const CONFIG_PORTS = aml.ioPorts(0xcf8, 8);
+  const DEVICES = 32;
+  // Pairs of device and pin, with the GSI as a number: no link devices, as nothing can be rerouted (6.2.13). Guests take
+  // the interrupts for active low then, which the in-kernel I/O APIC does not care about. Device 0 has no pin.
+  const routes = Array.from({ length: (DEVICES - 1) * intxGsis.length }, (_, index) => {
+    const pin = index % intxGsis.length;
+    const device = 1 + Math.floor(index / intxGsis.length);
+    const gsi = intxGsis[(device + pin) % intxGsis.length];
+    const ANY_FUNCTION = 0xffff;
+    return aml.packageOf(
+      aml.integer(device * 0x10000 + ANY_FUNCTION),
+      aml.integer(pin),
+      aml.integer(0),
+      aml.integer(gsi),
+    );
+  });
+  return [
+    aml.device(
+      'PCI0',
+      aml.name('_HID', aml.eisaId('PNP0A08')), // PCI Express root
+      aml.name('_CID', aml.eisaId('PNP0A03')), // PCI root, for guests that know no other
+      aml.name('_UID', aml.integer(0)),
+      aml.name('_SEG', aml.integer(0)),
+      aml.name('_BBN', aml.integer(0)),
+      aml.name(
+        '_CRS',
+        aml.resourceTemplate(
+          aml.busNumbers(0, 0),
+          CONFIG_PORTS,
+          ...portWindows.map(({ port, count }) => aml.portWindow(port, count)),
+          ...memoryWindows.map(({ gpa, sizeBytes }) => aml.memoryWindow(gpa, sizeBytes)),
+        ),
+      ),
+      aml.name('_PRT', aml.packageOf(...routes)),
+    ),
+    aml.device(
+      'PMEM',
+      aml.name('_HID', aml.eisaId('PNP0C02')), // motherboard resources
+      aml.name('_UID', aml.string('ECAM')),
+      aml.name('_CRS', aml.resourceTemplate(aml.memory32(ecam.gpa, ecam.sizeBytes))),
+    ),
+  ];
 }
 
 /** One device's node. `index` makes names and unique IDs; several of a kind may exist. */

@@ -118,6 +118,37 @@ export function interrupt(gsi: number, trigger: 'edge' | 'level'): Aml {
   return concat(bytes(0x89), littleEndian(6, 2), bytes(flags, 1), littleEndian(gsi, 4));
 }
 
+/** What a bus passes on to the devices behind it, as a resource of the producer's kind with fixed ends. */
+const PRODUCED = 0x0c;
+
+/** `WordBusNumber (ResourceProducer, …, first, last)` (6.4.3.5.3) */
+export function busNumbers(first: number, last: number): Aml {
+  return addressSpace(0x88, 2, 2, 0, first, last - first + 1);
+}
+
+/** `WordIO (ResourceProducer, …, EntireRange, base, base + count - 1)` (6.4.3.5.3) */
+export function portWindow(base: number, count: number): Aml {
+  const ENTIRE_RANGE = 3;
+  return addressSpace(0x88, 2, 1, ENTIRE_RANGE, base, count);
+}
+
+/**
+ * `DWordMemory` or, where it is not wholly below 4 GiB, `QWordMemory (ResourceProducer, …, NonCacheable, ReadWrite, …)`
+ * (6.4.3.5.1 and .2).
+ */
+export function memoryWindow(base: number, sizeBytes: number): Aml {
+  const READ_WRITE = 1;
+  return base + sizeBytes <= 2 ** 32
+    ? addressSpace(0x87, 4, 0, READ_WRITE, base, sizeBytes)
+    : addressSpace(0x8a, 8, 0, READ_WRITE, base, sizeBytes);
+}
+
+/** Header, then granularity, minimum, maximum, translation offset and length of `width` bytes each (6.4.3.5). */
+function addressSpace(tag: number, width: number, type: number, flags: number, base: number, length: number): Aml {
+  const fields = [0, base, base + length - 1, 0, length].map((value) => littleEndian(value, width));
+  return concat(bytes(tag), littleEndian(3 + 5 * width, 2), bytes(type, PRODUCED, flags), ...fields);
+}
+
 export function concat(...parts: Uint8Array[]): Uint8Array {
   const whole = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
   let at = 0;

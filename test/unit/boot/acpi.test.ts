@@ -3,8 +3,14 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { ACPI_POWER, writeAcpiTables, type AcpiDescription, type AcpiDevice } from '../../../src/boot/acpi.js';
-import { device, eisaId, integer, name, scope } from '../../../src/boot/aml.js';
+import {
+  ACPI_POWER,
+  writeAcpiTables,
+  type AcpiDescription,
+  type AcpiDevice,
+  type AcpiPciRoot,
+} from '../../../src/boot/acpi.js';
+import { busNumbers, device, eisaId, integer, memoryWindow, name, portWindow, scope } from '../../../src/boot/aml.js';
 import { DEFAULT_BOOT_LAYOUT } from '../../../src/boot/layout.js';
 import { heapGuestMemory } from '../../../src/memory/guest-memory.js';
 
@@ -18,6 +24,16 @@ const DEVICES: AcpiDevice[] = [
   { type: 'virtio-mmio', gpa: 0xd0000000, sizeBytes: 512, gsi: 5 },
   { type: 'virtio-mmio', gpa: 0xd0000200, sizeBytes: 512, gsi: 6 },
 ];
+
+const PCI: AcpiPciRoot = {
+  ecam: { gpa: 0xe000_0000, sizeBytes: 2 ** 20 },
+  memoryWindows: [
+    { gpa: 0xe800_0000, sizeBytes: 2 ** 26 },
+    { gpa: 2 ** 38, sizeBytes: 2 ** 35 },
+  ],
+  portWindows: [{ port: 0xc000, count: 0x4000 }],
+  intxGsis: [16, 17, 18, 19],
+};
 
 function build(description: AcpiDescription) {
   const memory = heapGuestMemory({ gpa: 0, sizeBytes: 2 ** 21 });
@@ -65,6 +81,25 @@ describe('the ACPI tables', () => {
     expect(hex(build({ cpus: 1, devices: [], irq0Pin: 2 }).bytes.APIC)).toContain(override);
   });
 
+  it('tell where the configuration window of PCI is, where there is PCI', () => {
+    expect(Object.keys(build({ cpus: 1, devices: [] }).bytes)).not.toContain('MCFG');
+    const { tables, bytes } = build({ cpus: 1, devices: [], pci: PCI });
+    expect(Number(viewOf(bytes.XSDT).getBigUint64(52, true))).toBe(tables.MCFG);
+    expect(hex(bytes.MCFG.subarray(36))).toBe(
+      '0000000000000000' + '000000e000000000' + '0000' + '00' + '00' + '00000000',
+    );
+    expect(hex(bytes.DSDT)).toContain('8609000100' + '0000e0' + '00001000'); // claimed by a motherboard resource
+  });
+
+  it('route each interrupt pin as the bus is wired', () => {
+    const dsdt = hex(build({ cpus: 1, devices: [], pci: PCI }).bytes.DSDT);
+    // Package (4) { 0x0005ffff, pin, 0, GSI }
+    const gsis = ['00', '01', '0a02', '0a03'].map((pin) => new RegExp(`0cffff0500${pin}000a(..)`).exec(dsdt)?.[1]);
+    expect(gsis).toEqual(['11', '12', '13', '10']);
+    expect(dsdt).not.toContain('0cffff0000');
+    expect(dsdt).toContain('0cffff1f00');
+  });
+
   it('refuse what they cannot describe', () => {
     const code: unknown = expect.objectContaining({ code: 'INVALID_ARGUMENT' });
     expect(() => build({ cpus: 0, devices: [] })).toThrowError(code);
@@ -80,6 +115,7 @@ describe('the ACPI tables', () => {
     ['a small machine', { cpus: 1, devices: DEVICES }],
     ['a large machine', { cpus: 254, devices: DEVICES, irq0Pin: 2 }],
     ['a bare machine', { cpus: 1, devices: [] }],
+    ['a machine with PCI', { cpus: 4, devices: DEVICES, pci: PCI }],
   ] satisfies [string, AcpiDescription][])(
     'pass iasl without a warning, disassembled and compiled again: %s',
     (_, description) => {
@@ -122,6 +158,15 @@ describe('AML', () => {
 
   it('compresses EISA IDs', () => {
     expect(hex(eisaId('PNP0501'))).toBe('0c41d00501');
+  });
+
+  it('describes windows that a bus passes on', () => {
+    expect(hex(busNumbers(0, 0))).toBe('880d00' + '020c00' + '0000' + '0000' + '0000' + '0000' + '0100');
+    expect(hex(portWindow(0xc000, 0x4000))).toBe('880d00' + '010c03' + '0000' + '00c0' + 'ffff' + '0000' + '0040');
+    expect(hex(memoryWindow(0xe8000000, 2 ** 26))).toBe(
+      '871700' + '000c01' + '00000000' + '000000e8' + 'ffffffeb' + '00000000' + '00000004',
+    );
+    expect(hex(memoryWindow(2 ** 38, 2 ** 35)).slice(0, 12)).toBe('8a2b00' + '000c01');
   });
 
   it('pads and prefixes names', () => {
