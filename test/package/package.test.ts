@@ -1,0 +1,145 @@
+/** The package as its users get it: packed, installed in an empty project, imported, required, type-checked, run. */
+import { execa, type Options } from 'execa';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { firmware } from '../support/firmware.js';
+import { describeKvm } from '../support/kvm.js';
+
+const ROOT = fileURLToPath(new URL('../..', import.meta.url));
+const BIN = join(ROOT, 'node_modules/.bin');
+
+let scratch: string;
+let project: string;
+let files: string[];
+
+const inProject = (file: string, args: string[], options: Options = {}) =>
+  execa(file, args, { cwd: project, timeout: 240_000, ...options });
+
+beforeAll(async () => {
+  scratch = mkdtempSync(join(tmpdir(), 'vmexit-package-'));
+  project = join(scratch, 'project');
+  mkdirSync(project);
+  // What the tests of a checkout run on is built already; `prepare` would build it again.
+  const { stdout } = await execa('npm', ['pack', '--json', '--ignore-scripts', '--pack-destination', scratch], {
+    cwd: ROOT,
+  });
+  const [{ filename, files: packed }] = JSON.parse(stdout) as [{ filename: string; files: { path: string }[] }];
+  files = packed.map(({ path }) => path);
+  writeFileSync(join(project, 'package.json'), JSON.stringify({ name: 'user', version: '1.0.0', private: true }));
+  await inProject('npm', ['install', '--no-audit', '--no-fund', '--prefer-offline', join(scratch, filename)]);
+}, 300_000);
+
+afterAll(() => rmSync(scratch, { recursive: true, force: true }));
+
+/** Runs firmware/hello.S; the code is a program in JavaScript. */
+const program = (load: string) => `
+${load}
+const kvm = Kvm.open();
+const vm = kvm.createVm();
+const ram = vm.addMemory({ gpa: 0, size: 0x10000 });
+ram.bytes.set([${firmware('hello').code.join(',')}], 0x1000);
+const vcpu = vm.createVcpu(0);
+const sregs = vcpu.getSregs();
+sregs.cs.base = 0n;
+sregs.cs.selector = 0;
+vcpu.setSregs(sregs);
+vcpu.setRegs({ ...vcpu.getRegs(), rip: 0x1000n });
+let text = '';
+for (const exit of vcpu.exits()) {
+  if (exit.reason !== 'io') throw new Error(exit.reason);
+  if (exit.port === 0x3f8) text += String.fromCharCode(...exit.data);
+  if (exit.port === 0xf4) break;
+}
+vm.close();
+kvm.close();
+process.stdout.write(text);
+`;
+
+describe('the packed package', () => {
+  it('holds what it needs to run and to build its addon, and nothing of the tests', () => {
+    for (const path of ['package.json', 'README.md', 'binding.gyp', 'native/sources.txt']) {
+      expect(files).toContain(path);
+    }
+    for (const path of ['dist/index.js', 'dist/index.d.ts', 'dist/kvm/index.js', 'dist/cli/main.js']) {
+      expect(files).toContain(path);
+    }
+    expect(files.filter((path) => /^(test|firmware|benchmarks|scripts|build|src)/.test(path))).toEqual([]);
+    expect(files.filter((path) => path.endsWith('.node'))).toEqual([]);
+  });
+
+  it('gives its whole public API to import', async () => {
+    writeFileSync(
+      join(project, 'api.mjs'),
+      `import * as vmexit from 'vmexit'; import * as kvm from 'vmexit/kvm';
+       console.log(JSON.stringify([Object.keys(vmexit), Object.keys(kvm)]));`,
+    );
+    const { stdout } = await inProject('node', ['api.mjs']);
+    const [main, kvm] = JSON.parse(String(stdout)) as [string[], string[]];
+    expect(main).toEqual(expect.arrayContaining(['MicroVM', 'VmmError']));
+    expect(kvm).toEqual(
+      expect.arrayContaining(['Kvm', 'Vm', 'Vcpu', 'GuestRam', 'GuestMemory', 'EventFd', 'kickVcpu']),
+    );
+  });
+
+  it.each(['nodenext', 'bundler'])(
+    'type-checks in a strict project with moduleResolution %s',
+    async (moduleResolution) => {
+      writeFileSync(
+        join(project, 'typed.ts'),
+        `import { MicroVM, VmmError, type MicroVMOptions } from 'vmexit';
+       import { Kvm, type VmExit } from 'vmexit/kvm';
+       export function ports(exits: Iterable<VmExit>): number[] {
+         const seen: number[] = [];
+         for (const exit of exits) if (exit.reason === 'io') seen.push(exit.port); else if (exit.reason === 'mmio') seen.push(exit.gpa);
+         return seen;
+       }
+       export const open = (): Kvm => Kvm.open();
+       export const code = (error: VmmError): string => error.code;
+       export const create = (options: MicroVMOptions): Promise<MicroVM> => MicroVM.create(options);
+       // @ts-expect-error: a port is a number
+       export const wrong = (exit: Extract<VmExit, { reason: 'io' }>): string => exit.port;`,
+      );
+      const module = moduleResolution === 'bundler' ? 'esnext' : 'nodenext';
+      const options = {
+        strict: true,
+        noEmit: true,
+        target: 'es2022',
+        lib: ['es2023', 'esnext.disposable'],
+        module,
+        moduleResolution,
+      };
+      const types = { types: ['node'], typeRoots: [join(ROOT, 'node_modules/@types')] };
+      writeFileSync(
+        join(project, 'tsconfig.json'),
+        JSON.stringify({ compilerOptions: { ...options, ...types }, files: ['typed.ts'] }),
+      );
+      writeFileSync(join(project, 'package.json'), JSON.stringify({ ...userPackage(), type: 'module' }));
+      const { stdout, exitCode } = await inProject(join(BIN, 'tsc'), ['-p', '.'], { reject: false });
+      expect({ exitCode, stdout }).toEqual({ exitCode: 0, stdout: '' });
+    },
+  );
+
+  it('has a command line that npx finds', async () => {
+    const { stdout } = await inProject('npx', ['--no-install', 'vmexit', '--help']);
+    for (const word of ['run', 'doctor']) expect(stdout).toContain(word);
+  });
+});
+
+describeKvm('the installed package', () => {
+  it('runs a guest from a program that imports it', async () => {
+    writeFileSync(join(project, 'guest.mjs'), program(`import { Kvm } from 'vmexit/kvm';`));
+    const { stdout } = await inProject('node', ['guest.mjs']);
+    expect(stdout).toBe('Test OK');
+  });
+
+  it('runs a guest from a program that requires it', async () => {
+    writeFileSync(join(project, 'guest.cjs'), program(`const { Kvm } = require('vmexit/kvm');`));
+    const { stdout } = await inProject('node', ['guest.cjs']);
+    expect(stdout).toBe('Test OK');
+  });
+});
+
+const userPackage = () => ({ name: 'user', version: '1.0.0', private: true, dependencies: { vmexit: '*' } });
