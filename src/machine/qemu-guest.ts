@@ -38,6 +38,8 @@ export class QemuGuest {
     this.process = process;
     process.chardevs['debug'].on('data', (bytes: Buffer) => (this.#lastDebugByte = bytes.at(-1)));
     process.qmp.onEvent('SHUTDOWN', ({ reason }) => this.#onShutdown(reason));
+    // With shutdown=pause a panic only pauses the guest.
+    process.qmp.onEvent('GUEST_PANICKED', () => this.#onShutdown('guest-panic'));
     this.ended = process.exited.then((exit) => this.#onExit(exit));
     this.ended.catch(() => {}); // whoever waits for it gets the rejection; a guest that was discarded has nobody
   }

@@ -1,5 +1,6 @@
 import type { Duplex } from 'node:stream';
 import { VmmError } from '../errors.js';
+import { Batches } from '../backends/qemu/batches.js';
 import { ConsoleStream } from './console-stream.js';
 import type { Machine, MachineConfig, MachineExit, MachineState, MachineStats } from './machine.js';
 import { QemuGuest } from './qemu-guest.js';
@@ -125,12 +126,13 @@ export class QemuMachine implements Machine {
     this.#guest = guest;
     const serial = guest.process.chardevs['serial0'];
     this.#serial = serial;
-    serial.on('data', (bytes: Buffer) => {
+    const output = new Batches((bytes) => {
       if (this.#guest !== guest) return;
       this.#waitingBytes += bytes.length;
       if (this.#waitingBytes > OUTPUT_WINDOW_BYTES && !guest.process.hasExited) serial.pause();
       this.console.deliver(bytes);
     });
+    serial.on('data', (bytes: Buffer) => output.add(bytes));
     const settle = async (then: () => void) => {
       if (this.#guest !== guest) return; // reset() put another in its place
       if (this.#state !== 'closed') this.#state = 'exited';
@@ -139,6 +141,7 @@ export class QemuMachine implements Machine {
       if (!serial.readableEnded && !serial.destroyed) {
         await new Promise<void>((resolve) => serial.once('end', resolve).once('close', resolve));
       }
+      output.flush();
       this.console.finish();
       then();
     };

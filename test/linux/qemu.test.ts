@@ -1,0 +1,336 @@
+import { createHash, randomBytes } from 'node:crypto';
+import { existsSync } from 'node:fs';
+import { mkdtemp, rm, truncate, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { findBusybox } from '../../src/guest/busybox.js';
+import { ensureInstalled, QEMU_X86 } from '../../src/guest/debian.js';
+import { buildInitramfs } from '../../src/guest/initramfs.js';
+import { findKernel } from '../../src/guest/kernel.js';
+import type { MachineConfig } from '../../src/machine/machine.js';
+import { MicroVM } from '../../src/machine/microvm.js';
+import { QemuMachine } from '../../src/machine/qemu-machine.js';
+
+/** Longer than any step of a guest here, on a busy host. */
+const PATIENCE_MS = 60_000;
+
+let directory: string;
+let config: MachineConfig;
+let modulesDir: string;
+const open: { machine: QemuMachine; pids: number[] }[] = [];
+
+beforeAll(async () => {
+  await ensureInstalled([QEMU_X86]);
+  directory = await mkdtemp(join(tmpdir(), 'vmexit-test-'));
+  const kernel = await findKernel();
+  modulesDir = kernel.modulesDir;
+  // A guest that does, line by line, what it is told.
+  const initrdPath = await initramfs('echo READY; while read -r line; do eval "$line"; done');
+  config = {
+    kernelPath: kernel.vmlinuzPath,
+    initrdPath,
+    cmdline: 'console=ttyS0 panic=-1 quiet',
+    cpus: 1,
+    memoryBytes: 256 * 2 ** 20,
+  };
+});
+
+afterEach(async () => {
+  for (const { machine, pids } of open.splice(0)) {
+    if (machine.pid !== undefined) pids.push(machine.pid);
+    await machine.close();
+    for (const pid of pids) expect(existsSync(`/proc/${pid}`), `QEMU ${pid} is still there`).toBe(false);
+  }
+});
+
+afterAll(() => rm(directory, { recursive: true, force: true }));
+
+async function initramfs(script: string): Promise<string> {
+  const path = join(directory, `${randomBytes(4).toString('hex')}.cpio`);
+  const command = ['sh', '-c', script];
+  const busyboxPath = await findBusybox();
+  await writeFile(path, await buildInitramfs({ busyboxPath, command, modules: ['pvpanic-mmio'], modulesDir }));
+  return path;
+}
+
+async function create(changes: Partial<MachineConfig> = {}): Promise<{ machine: QemuMachine; pids: number[] }> {
+  const machine = await QemuMachine.create({ ...config, ...changes });
+  const entry = { machine, pids: [machine.pid!] };
+  open.push(entry);
+  return entry;
+}
+
+/** Reads a console from now on. */
+function listen(machine: QemuMachine) {
+  let text = '';
+  machine.console.on('data', (bytes: Buffer) => (text += bytes.toString('latin1')));
+  return {
+    get text() {
+      return text;
+    },
+    forget: () => (text = ''),
+    async until(pattern: RegExp): Promise<RegExpExecArray> {
+      for (const end = Date.now() + PATIENCE_MS; Date.now() < end; await sleep(10)) {
+        const match = pattern.exec(text);
+        if (match) return match;
+      }
+      throw new Error(`the guest did not print ${pattern}, but: ${text.slice(-2000)}`);
+    },
+  };
+}
+
+/** A guest that waits for commands. */
+async function boot(changes: Partial<MachineConfig> = {}) {
+  const { machine, pids } = await create(changes);
+  const output = listen(machine);
+  await machine.start();
+  await output.until(/READY\n/);
+  return { machine, pids, output, tell: (line: string) => void machine.console.write(`${line}\n`) };
+}
+
+describe('a guest under TCG', () => {
+  it('hears its console, is heard on it, and ends with the status it writes to the debug-exit port', async () => {
+    const { machine, output, tell } = await boot();
+    tell('echo "<$((6 * 7))>"; nproc; exit 7');
+    expect(await machine.exited).toEqual({ reason: 'shutdown', debugExit: 7 });
+    expect(output.text).toContain('<42>\n1\n');
+    expect(machine.state).toBe('exited');
+  });
+
+  it('passes on all eight bits of its status', async () => {
+    const { machine, tell } = await boot();
+    tell('exit 200');
+    expect(await machine.exited).toEqual({ reason: 'shutdown', debugExit: 200 });
+  });
+
+  it('has the CPUs and the memory it was given', async () => {
+    const { machine, output, tell } = await boot({ cpus: 2, memoryBytes: 3 * 2 ** 30 });
+    tell(`echo "cpus=$(nproc) MiB=$(($(sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo) / 1024))"; exit 0`);
+    await machine.exited;
+    const [, cpus, mebibytes] = /cpus=(\d+) MiB=(\d+)/.exec(output.text)!;
+    expect(Number(cpus)).toBe(2);
+    expect(Number(mebibytes)).toBeGreaterThan(2_800);
+    expect(Number(mebibytes)).toBeLessThanOrEqual(3_072);
+  });
+
+  it('stands still while it is paused', async () => {
+    const { machine, output, tell } = await boot();
+    tell('i=0; while :; do i=$((i + 1)); echo "n=$i"; sleep 0.05; done');
+    await output.until(/n=5\n/);
+    await machine.pause();
+    expect(machine.state).toBe('paused');
+    await sleep(100); // what was under way
+    output.forget();
+    await sleep(500);
+    expect(output.text).toBe('');
+    await machine.resume();
+    expect(machine.state).toBe('running');
+    await output.until(/n=\d+\n/);
+  });
+
+  it('starts over with new memory when it is reset', async () => {
+    const { machine, pids, output, tell } = await boot();
+    tell('touch /tmp/old; sleep 1; echo "up=$(cut -d. -f1 /proc/uptime) old=$(ls /tmp)"');
+    await output.until(/up=\d+ old=old\n/);
+    output.forget();
+    await machine.reset();
+    pids.push(machine.pid!);
+    await output.until(/READY\n/);
+    tell('echo "old=$(ls /tmp)."; exit 3');
+    expect(await machine.exited).toEqual({ reason: 'shutdown', debugExit: 3 });
+    expect(output.text).toContain('old=.\n');
+  });
+
+  it('stays paused when it is reset in a pause', async () => {
+    const { machine, output } = await boot();
+    await machine.pause();
+    output.forget();
+    await machine.reset();
+    await sleep(500);
+    expect(output.text).toBe('');
+    await machine.resume();
+    await output.until(/READY\n/);
+  });
+
+  it('is stopped at once', async () => {
+    const { machine } = await boot();
+    await machine.stop();
+    expect(await machine.exited).toEqual({ reason: 'stopped' });
+    await machine.stop();
+    expect(machine.state).toBe('exited');
+  });
+
+  it.each([
+    ['poweroff -f', 'shutdown'],
+    ['reboot -f', 'reset'],
+    ['halt -f', 'halt'],
+    ['echo c > /proc/sysrq-trigger', 'panic'],
+  ])('that says "%s" ends for reason %s', async (line, reason) => {
+    const { machine, tell } = await boot();
+    tell(line);
+    expect(await machine.exited).toEqual({ reason });
+  });
+
+  it('that faults three times over crashes, with registers and code', async () => {
+    // Linux reboots by INT3 with an empty IDT, when it is told to.
+    const { machine, tell } = await boot({ cmdline: `${config.cmdline} reboot=t` });
+    tell('reboot -f');
+    const { reason, crash } = await machine.exited;
+    expect(reason).toBe('crash');
+    expect(crash!.cause).toBe('triple fault');
+    expect(crash!.registers['rip'] >> 63n).toBe(1n); // in the kernel's half
+    expect(crash!.registers['cs']).toBe(0x10n);
+    expect(crash!.code.length).toBe(16);
+    expect(crash!.disassembly[0]).toMatch(/^[0-9a-f]{16} {2}int3$/);
+  });
+
+  it('ends its console when it ends', async () => {
+    const { machine, tell } = await boot();
+    const ended = new Promise((resolve) => machine.console.once('end', resolve));
+    tell('exit 0');
+    await ended;
+    await machine.exited;
+    // Nobody is there any more to hear it, and nobody minds.
+    await new Promise((resolve) => machine.console.write('hello?\n', resolve));
+  });
+
+  it('waits for a slow reader, who misses nothing', async () => {
+    const { machine } = await create();
+    await machine.start();
+    const hash = createHash('md5');
+    let bytes = 0;
+    let told = false;
+    let head = '';
+    for await (const chunk of machine.console as AsyncIterable<Buffer>) {
+      if (!told) {
+        head += chunk.toString('latin1');
+        if (!head.includes('READY\n')) continue;
+        told = true;
+        machine.console.write('seq 1 200000; exit 0\n');
+        continue;
+      }
+      bytes += chunk.length;
+      hash.update(chunk);
+      if (bytes % 7 === 0) await sleep(20);
+    }
+    const expected = Array.from({ length: 200_000 }, (_, i) => `${i + 1}\n`).join('');
+    expect(bytes).toBe(expected.length);
+    expect(hash.digest('hex')).toBe(createHash('md5').update(expected).digest('hex'));
+    expect((await machine.stats()).consoleDroppedBytes).toBe(0);
+  });
+
+  it('prints to the end when nobody reads, and what was lost is counted', async () => {
+    const { machine } = await create({ initrdPath: await initramfs('seq 1 200000; exit 9') });
+    await machine.start();
+    expect(await machine.exited).toEqual({ reason: 'shutdown', debugExit: 9 });
+    const { consoleDroppedBytes } = await machine.stats();
+    expect(consoleDroppedBytes).toBeGreaterThan(2 ** 19);
+    let kept = '';
+    for await (const chunk of machine.console as AsyncIterable<Buffer>) kept += chunk.toString('latin1');
+    expect(kept.length).toBeLessThan(2 ** 20);
+    expect(kept).toMatch(/\n199999\n200000\n/); // the latest is kept
+  });
+});
+
+describe('a QEMU that dies', () => {
+  it('rejects `exited` with what killed it', async () => {
+    const { machine } = await boot();
+    process.kill(machine.pid!, 'SIGKILL');
+    await expect(machine.exited).rejects.toMatchObject({
+      code: 'QEMU_FAILED',
+      message: expect.stringContaining('SIGKILL') as string,
+    });
+    expect(machine.state).toBe('exited');
+    await expect(machine.pause()).rejects.toMatchObject({ code: 'INVALID_STATE' });
+  });
+
+  it('is no orderly shutdown when it was asked from outside', async () => {
+    const { machine } = await boot();
+    process.kill(machine.pid!, 'SIGTERM');
+    await expect(machine.exited).rejects.toMatchObject({
+      code: 'QEMU_FAILED',
+      message: expect.stringContaining('signal 15') as string,
+    });
+  });
+});
+
+describe('a machine under TCG', () => {
+  it('does only what fits its state', async () => {
+    const { machine } = await create();
+    expect(machine.state).toBe('created');
+    await expect(machine.pause()).rejects.toMatchObject({ code: 'INVALID_STATE' });
+    await expect(machine.resume()).rejects.toMatchObject({ code: 'INVALID_STATE' });
+    await machine.start();
+    await expect(machine.start()).rejects.toMatchObject({ code: 'INVALID_STATE' });
+    await machine.close();
+    await machine.close();
+    expect(await machine.exited).toEqual({ reason: 'stopped' });
+    for (const call of ['start', 'pause', 'resume', 'reset', 'stop', 'stats'] as const) {
+      await expect(machine[call](), call).rejects.toMatchObject({ code: 'CLOSED' });
+    }
+  });
+
+  it('takes calls in any order at once without losing a process', async () => {
+    const { machine, pids } = await create();
+    await machine.start();
+    const calls = [
+      machine.pause(),
+      machine.reset(),
+      machine.resume(),
+      machine.reset(),
+      machine.pause(),
+      machine.stop(),
+    ];
+    for (const call of await Promise.allSettled(calls)) {
+      if (call.status === 'rejected') {
+        expect((call.reason as { code: string }).code).toMatch(/^(INVALID_STATE|BUSY|CLOSED|QEMU_FAILED)$/);
+      }
+    }
+    pids.push(machine.pid!);
+    expect(machine.state).toBe('exited');
+  });
+});
+
+describe('MicroVM under TCG', () => {
+  it('runs the same options in QEMU and says why', async () => {
+    await using vm = await MicroVM.create({
+      kernel: config.kernelPath,
+      initrd: config.initrdPath,
+      cmdline: 'quiet',
+      accel: 'tcg',
+    });
+    expect(vm.accel).toBe('tcg');
+    expect(vm.accelReason).toMatch(/asked for/);
+    let text = '';
+    vm.console.on('data', (bytes: Buffer) => {
+      if (!text.includes('READY') && (text + bytes.toString()).includes('READY')) vm.console.write('exit 5\n');
+      text += bytes.toString();
+    });
+    await vm.start();
+    expect(await vm.exited).toEqual({ reason: 'shutdown', debugExit: 5 });
+    expect((await vm.stats()).memoryBytes).toBe(256 * 2 ** 20);
+  });
+
+  it('refuses images that are none, before anything runs', async () => {
+    const junk = join(directory, 'junk');
+    await writeFile(junk, Buffer.alloc(8192, 0x5a));
+    const cut = join(directory, 'cut');
+    await writeFile(cut, await import('node:fs/promises').then((fs) => fs.readFile(config.kernelPath)));
+    await truncate(cut, 100_000);
+    const empty = join(directory, 'empty');
+    await writeFile(empty, '');
+    const refused = (options: object) =>
+      expect(MicroVM.create({ kernel: config.kernelPath, initrd: config.initrdPath, accel: 'tcg', ...options }))
+        .rejects;
+    await refused({ kernel: junk }).toMatchObject({ code: 'BAD_KERNEL' });
+    await refused({ kernel: cut }).toMatchObject({ code: 'BAD_KERNEL' });
+    await refused({ kernel: directory }).toMatchObject({ code: 'BAD_KERNEL' });
+    await refused({ kernel: join(directory, 'none') }).toMatchObject({ code: 'BAD_KERNEL' });
+    await refused({ initrd: empty }).toMatchObject({ code: 'BAD_INITRD' });
+    await refused({ initrd: join(directory, 'none') }).toMatchObject({ code: 'BAD_INITRD' });
+    await refused({ memory: '16M' }).toMatchObject({ code: 'OUT_OF_GUEST_MEMORY' });
+    await refused({ cmdline: 'x'.repeat(3_000) }).toMatchObject({ code: 'BAD_CMDLINE' });
+  });
+});
