@@ -65,9 +65,9 @@ describeKvm('misuse of vmexit/kvm', () => {
 
   it('ends in VmmError or TypeError whatever is called with whatever, in any order', async () => {
     const seed = Date.now() % 2 ** 31;
-    const [{ calls, violations }] = await fuzz(seed, 1500, 1);
+    const [{ calls, violations }] = await fuzz(seed, 800, 1);
     expect({ seed, violations }).toEqual({ seed, violations: [] });
-    expect(calls).toBeGreaterThan(20_000);
+    expect(calls).toBeGreaterThan(10_000);
   });
 
   it('does so in several threads at once, which name each other’s memory and vCPUs', async () => {

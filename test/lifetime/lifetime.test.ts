@@ -42,7 +42,10 @@ describeKvm('lifetimes', () => {
   it('1,000 VMs created, run and closed leave no descriptor, thread or memory behind', async () => {
     const { result } = await run<Comparison>('cycles', 'close', 1000);
     expectNothingLeft(result);
-    expect(result.after.rssBytes - result.before.rssBytes).toBeLessThan(10 * MIB);
+    // AddressSanitizer holds freed memory back.
+    if (process.env['ASAN_OPTIONS'] === undefined) {
+      expect(result.after.rssBytes - result.before.rssBytes).toBeLessThan(10 * MIB);
+    }
   });
 
   it('VMs that nobody closed go with garbage collection', async () => {
