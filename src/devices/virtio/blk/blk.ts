@@ -194,11 +194,15 @@ export class VirtioBlk implements VirtioDevice {
     return this.#limiter !== undefined && this.#limiter.delayMs > 0;
   }
 
+  /** Serves the queues that wait, in the order in which they began to. */
   #wake(): void {
-    const stalled = [...this.#stalled];
-    this.#stalled.clear();
-    // A queue that stalls again comes after those that waited longer, so that none starves for the rate limit.
-    for (const index of stalled) this.#turns[index].take();
+    if (this.#quiesced) return;
+    for (const index of [...this.#stalled]) {
+      // Who still waits keeps its place, so that a queue which has just been served comes last.
+      if (this.#isThrottled()) return this.#limiter!.whenReady(() => this.#wake());
+      this.#stalled.delete(index);
+      this.#turns[index].take();
+    }
   }
 
   #start(index: number, queue: VirtQueue, chain: DescriptorChain): void {
@@ -224,7 +228,7 @@ export class VirtioBlk implements VirtioDevice {
         if (this.inFlight === 0) {
           for (const resolve of this.#onIdle.splice(0)) resolve();
         }
-        if (this.#stalled.size > 0 && !this.#isThrottled()) this.#wake();
+        this.#wake();
       });
   }
 
