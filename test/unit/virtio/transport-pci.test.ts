@@ -571,6 +571,68 @@ describe('saved state', () => {
     }
   });
 
+  it('that somebody tampered with is taken or refused, whole, and never breaks anything', () => {
+    rig = new Rig(memory, new VirtioRng());
+    driver = new PciDriver(rig.config, rig.mmio, arena);
+    driver.useMsix(MESSAGES.slice(0, 2));
+    driver.start();
+    driver.queues[0].add([room(1)]);
+    driver.kick(0);
+    const good = rig.bus.save();
+    const nonsense = fc.constantFrom<unknown>(
+      undefined,
+      null,
+      -1,
+      0.5,
+      NaN,
+      2 ** 40,
+      'x',
+      [],
+      {},
+      true,
+      new Uint8Array(3),
+    );
+    const change = fc.record({
+      steps: fc.array(fc.nat(), { minLength: 1, maxLength: 6 }),
+      value: nonsense,
+      bit: fc.nat(7),
+    });
+    fc.assert(
+      fc.property(change, ({ steps, value, bit }) => {
+        const state = structuredClone(good);
+        // Down a random path; what is at its end is replaced, or has a bit flipped.
+        let parent: Record<string, unknown> = state as never;
+        for (const [depth, step] of steps.entries()) {
+          const keys = Object.keys(parent);
+          const key = keys[step % keys.length];
+          const child = parent[key];
+          if (
+            depth < steps.length - 1 &&
+            typeof child === 'object' &&
+            child !== null &&
+            Object.keys(child).length > 0
+          ) {
+            parent = child as Record<string, unknown>;
+            continue;
+          }
+          parent[key] = typeof child === 'number' && bit < 6 ? child ^ (1 << bit) : value;
+          break;
+        }
+        const other = new Rig(memory, new VirtioRng());
+        try {
+          other.bus.restore(state);
+        } catch (error) {
+          expect(error).toMatchObject({ code: 'INVALID_ARGUMENT' });
+          expect([other.fn.core.status, other.mmio.devices().length]).toEqual([0, 1]);
+          expect([...other.notify.values()].filter((gpa) => gpa !== undefined)).toEqual([]);
+        }
+        other.bus.reset();
+        expect(other.msi.vectors.flatMap((vector) => vector.sent)).not.toContain(undefined);
+      }),
+      { numRuns: 300 },
+    );
+  });
+
   it('with a vector that this machine has not got goes on without it', () => {
     driver.useMsix(MESSAGES);
     driver.start();
