@@ -116,16 +116,20 @@ ${terminal ? `stty cols ${size(terminal.columns)} rows ${size(terminal.rows)}` :
 ${interactive ? '' : 'stty -opost -echo'}
 cd "$HOME"
 ${(options.setup ?? []).join('\n')}
-# The shell would say "Killed" where a signal ended the command: that is not the command's output.
-(
+# The kernel hangs the terminal up when its session's leader ends, and throws away what it has not sent yet: so the
+# leader outlives the command and waits for that. Changing a terminal's settings does. What the leader itself would say
+# ("Killed", where a signal ended the command) is not the command's output.
+setsid cttyhack sh -c '
+  trap : INT QUIT
   exec 3>&2 2>/dev/null
-  (exec setsid cttyhack ${command ? shellCommand(command) : 'sh -l'} 2>&3 3>&-)
-  exit $?
-)
+  "$@" 2>&3 3>&-
+  status=$?
+  stty sane
+  exit $status
+' sh ${command ? shellCommand(command) : 'sh -l'}
 status=$?
 sync
-# Changing a terminal's settings waits until it has sent everything.
-stty sane
+stty sane # waits for what background processes have printed
 # First by the kernel, where it offers that, then from user space.
 [ -c /dev/port ] && printf "\\\\$(printf %03o $status)" | dd of=/dev/port bs=1 count=1 seek=${DEBUG_EXIT_PORT} 2>/dev/null
 (/sbin/debug-exit $status; exit) 2>/dev/null
