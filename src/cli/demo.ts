@@ -1,4 +1,3 @@
-import { ensureInstalled, QEMU_X86 } from '../guest/debian.js';
 import { chooseAccelerator } from '../machine/accelerator.js';
 import { prepareImages } from './images.js';
 import { paint, say } from './output.js';
@@ -21,12 +20,10 @@ export async function demo(): Promise<number> {
   const interactive = Boolean(process.stdin.isTTY && process.stdout.isTTY);
   const { accel, reason } = chooseAccelerator('auto');
   say(reason);
-  await ensureInstalled(accel === 'tcg' ? [QEMU_X86] : [], { onProgress: say });
 
-  await using images = await prepareImages({
+  await using images = await prepareImages(accel, {
     command: interactive ? undefined : ['sh', '-c', script()],
     interactive,
-    onProgress: say,
   });
   say(`booting ${images.kernelPath}`);
   if (interactive) say('a shell follows; leave it with exit, or Ctrl-] at any time');

@@ -4,9 +4,12 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { VmmError } from '../errors.js';
 import { findBusybox } from '../guest/busybox.js';
-import type { DebianOptions } from '../guest/debian.js';
+import { ensureInstalled, QEMU_X86, type DebianOptions } from '../guest/debian.js';
 import { buildInitramfs, type InitramfsOptions } from '../guest/initramfs.js';
 import { findKernel } from '../guest/kernel.js';
+import type { Accelerator } from '../machine/accelerator.js';
+import { say } from './output.js';
+import { interruptible } from './signals.js';
 
 /** Reports the guest's panic to the machine. */
 const MODULES = ['pvpanic-mmio'];
@@ -19,7 +22,7 @@ export interface GuestImages extends AsyncDisposable {
   mark: string;
 }
 
-export interface ImageOptions extends DebianOptions {
+export interface ImageOptions {
   /** Default: Debian's cloud kernel, from the cache or fetched into it, else this machine's own. */
   kernelPath?: string | undefined;
   command?: readonly string[] | undefined;
@@ -27,11 +30,24 @@ export interface ImageOptions extends DebianOptions {
 }
 
 /**
- * A kernel, and an initramfs made for it in a private temporary directory, which is removed on disposal.
+ * A kernel, and an initramfs made for it in a private temporary directory, which is removed on disposal. QEMU is
+ * installed first when it is needed, and that needs no question.
  *
- * @throws VmmError code "IMAGE_NOT_FOUND", naming the command that gets what is missing.
+ * @throws VmmError code "IMAGE_NOT_FOUND" or "QEMU_UNAVAILABLE", naming the command that gets what is missing;
+ *   `Interrupted` when a signal came meanwhile.
  */
-export async function prepareImages(options: ImageOptions): Promise<GuestImages> {
+export function prepareImages(accel: Accelerator, options: ImageOptions): Promise<GuestImages> {
+  return interruptible(async (signal) => {
+    const withSignal = { ...options, onProgress: say, signal };
+    if (accel === 'tcg') await ensureInstalled([QEMU_X86], withSignal);
+    const images = await makeImages(withSignal);
+    if (signal.aborted) await images[Symbol.asyncDispose]();
+    signal.throwIfAborted();
+    return images;
+  });
+}
+
+async function makeImages(options: ImageOptions & DebianOptions): Promise<GuestImages> {
   const [found, busyboxPath] = await Promise.all([
     options.kernelPath === undefined ? findKernel(options) : undefined,
     findBusybox(options),

@@ -4,6 +4,7 @@ import { VmmError } from '../errors.js';
 import { EXIT } from './exit-status.js';
 import { complain } from './output.js';
 import { makeProgram } from './program.js';
+import { Interrupted } from './signals.js';
 
 try {
   process.exitCode = EXIT.OK;
@@ -12,6 +13,8 @@ try {
   if (error instanceof CommanderError) {
     // Commander has printed its message, or what was asked for (--help, --version).
     process.exitCode = error.exitCode === 0 ? EXIT.OK : EXIT.USAGE;
+  } else if (error instanceof Interrupted) {
+    process.exitCode = error.status;
   } else if (error instanceof VmmError) {
     complain(error.message);
     process.exitCode = error.code === 'INVALID_ARGUMENT' ? EXIT.USAGE : EXIT.ERROR;

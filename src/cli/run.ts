@@ -1,5 +1,4 @@
 import { VmmError } from '../errors.js';
-import { ensureInstalled, QEMU_X86 } from '../guest/debian.js';
 import { chooseAccelerator } from '../machine/accelerator.js';
 import { prepareImages } from './images.js';
 import { say } from './output.js';
@@ -43,12 +42,10 @@ export async function run(command: readonly string[], options: RunOptions): Prom
       timeoutMs,
     });
   } else {
-    await ensureInstalled(chosen === 'tcg' ? [QEMU_X86] : [], { onProgress: say });
-    await using images = await prepareImages({
+    await using images = await prepareImages(chosen, {
       kernelPath: options.kernel,
       command: hasCommand ? command : undefined,
       interactive,
-      onProgress: say,
     });
     if (interactive) sayEscape();
     result = await runSession({

@@ -1,11 +1,11 @@
 import type { Readable, Writable } from 'node:stream';
-import { VmmError } from '../errors.js';
 import type { CrashReport, MachineExit, MachineStats } from '../machine/machine.js';
 import { MicroVM } from '../machine/microvm.js';
 import type { MicroVMOptions } from '../machine/options.js';
 import { BootMark } from './boot-mark.js';
 import { EXIT, statusOf, statusOfSignal } from './exit-status.js';
 import { complain, say } from './output.js';
+import { interruptible, SIGNALS } from './signals.js';
 import { attachTerminal, typeStream } from './terminal.js';
 
 export interface SessionOptions {
@@ -35,8 +35,6 @@ export interface SessionResult {
   runMs: number;
 }
 
-const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
-
 /** An end that came from outside the guest. */
 interface Interruption {
   status: number;
@@ -49,7 +47,12 @@ interface Interruption {
  * @throws VmmError as `MicroVM.create` does, or when the machine fails.
  */
 export async function runSession(options: SessionOptions): Promise<SessionResult> {
-  await using vm = await MicroVM.create(options.vm);
+  await using vm = await interruptible(async (signal) => {
+    const made = await MicroVM.create(options.vm);
+    if (signal.aborted) await made.close();
+    signal.throwIfAborted();
+    return made;
+  });
   options.onCreated?.(vm);
 
   let interruption: Interruption | undefined;
@@ -157,11 +160,4 @@ export function formatCrash(crash: CrashReport): string {
       crash.code.length > 0 ? `bytes at rip: ${Buffer.from(crash.code).toString('hex')}` : 'rip is not mapped',
     );
   return lines.join('\n');
-}
-
-/** @throws VmmError code "INVALID_ARGUMENT" when the guest can have no terminal. */
-export function requireTerminal(): void {
-  if (!process.stdin.isTTY || !process.stdout.isTTY) {
-    throw new VmmError('INVALID_ARGUMENT', 'a shell needs a terminal on standard input and output; or give a COMMAND');
-  }
 }
