@@ -21,6 +21,7 @@ export type VmmErrorCode =
   | 'MACHINE_FAILED' // the virtual machine monitor itself failed: a device's handler threw, its thread died
   | 'QEMU_UNAVAILABLE' // a QEMU program is not installed
   | 'QEMU_FAILED' // a QEMU process failed or died
+  | 'NETWORK_FAILED' // what carries a guest's network cannot be set up, or broke down
   | 'ACCEL_UNAVAILABLE' // the accelerator that was asked for cannot be used here
   | 'TIMEOUT' // an operation took longer than its limit
   | 'ABORTED'; // an AbortSignal ended the operation

@@ -5,6 +5,7 @@
 #include "bindings/arguments.h"
 #include "bindings/file_ops.h"
 #include "bindings/objects.h"
+#include "bindings/tap_object.h"
 
 namespace vmexit {
 
@@ -72,6 +73,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("System", SystemObject::Define(env));
   exports.Set("Memory", MemoryObject::Define(env));
   exports.Set("EventFd", EventFdObject::Define(env));
+  exports.Set("Tap", TapObject::Define(env));
   exports.Set("VcpuGroup", VcpuGroupObject::Define(env));
   exports.Set("fallocate", Napi::Function::New(env, Fallocate, "fallocate"));
   exports.Set("flock", Napi::Function::New(env, Flock, "flock"));

@@ -11,6 +11,8 @@ export interface Addon {
   /** `new Memory(sizeBytes)`, or `new Memory(0, token)` for memory that another thread of this process made. */
   Memory: new (sizeBytes: number, token?: number) => NativeMemory;
   EventFd: new () => NativeEventFd;
+  /** A tap device by name, or by an fd of one, which is duplicated. */
+  Tap: new (nameOrFd: string | number) => NativeTap;
   VcpuGroup: new (vcpus: readonly NativeVcpu[]) => NativeVcpuGroup;
   /** fallocate(2) on libuv's thread pool; the caller keeps the fd open meanwhile. */
   fallocate(fd: number, mode: number, offsetBytes: number, lengthBytes: number): Promise<void>;
@@ -83,6 +85,21 @@ export interface NativeVcpuGroup {
   pause(): void;
   resume(): void;
   allParked(): boolean;
+  close(): void;
+}
+
+/** Frames with a `struct virtio_net_hdr` of 12 little-endian bytes before them. */
+export interface NativeTap {
+  /** The network interface's name. */
+  name(): string;
+  /** TUNSETOFFLOAD: `TUN_F_*` flags of what may be left undone in frames that are read. */
+  setOffload(flags: number): void;
+  /** Reads one header and frame, cut off where `into` ends. Returns its bytes, 0 where none waits. */
+  read(into: Uint8Array): number;
+  /** Writes one frame. Returns 0, or the errno of why the kernel did not take it. */
+  write(header: Uint8Array, frame: readonly Uint8Array[]): number;
+  /** Calls back on the event loop while frames wait; undefined ends that. */
+  onReadable(callback: (() => void) | undefined): void;
   close(): void;
 }
 
