@@ -77,14 +77,16 @@ class VcpuObject : public Napi::ObjectWrap<VcpuObject> {
  private:
   Napi::Value Ioctl(const Napi::CallbackInfo& info);
   Napi::Value Run(const Napi::CallbackInfo& info);
-  Napi::Value RunInline(const Napi::CallbackInfo& info);
   Napi::Value CompletePending(const Napi::CallbackInfo& info);
   Napi::Value Kick(const Napi::CallbackInfo& info);
   Napi::Value KvmRun(const Napi::CallbackInfo& info);
   Napi::Value Token(const Napi::CallbackInfo& info);
   Napi::Value Close(const Napi::CallbackInfo& info);
   Vcpu& vcpu() const;
-  Napi::Value YieldToLoop(Napi::Env env, Watch& watch);
+  void DefineRunInline(Napi::Env env, Napi::Value self);
+  napi_value RunInline(Napi::Env env);
+  bool SetTurnDeadline();
+  napi_value YieldToLoop(Napi::Env env);
   [[noreturn]] void ThrowRunError(int error) const;
 
   std::shared_ptr<Vcpu> vcpu_;
@@ -92,7 +94,10 @@ class VcpuObject : public Napi::ObjectWrap<VcpuObject> {
 
   // The inline run's present turn: what was known of the event loop when it began.
   bool in_turn_ = false;
+  UvLoop* turn_loop_ = nullptr;
+  Watch* turn_watch_ = nullptr;
   uint64_t turn_activity_ = 0;
+  uint64_t turn_timer_starts_ = 0;
   int64_t turn_owed_ns_ = UvLoop::kNever;
 };
 

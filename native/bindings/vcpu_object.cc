@@ -4,7 +4,7 @@
 namespace vmexit {
 namespace {
 
-// What run() and runInline() return in place of a KVM exit reason: the run was interrupted.
+// What run() and runInline() return where the run was interrupted.
 constexpr int kInterrupted = -1;
 
 // A device may have promised work (a microtask, a nextTick) that no handle of the event loop shows: after an exit that
@@ -18,7 +18,6 @@ Napi::Function VcpuObject::Define(Napi::Env env) {
                                            {
                                                InstanceMethod<&VcpuObject::Ioctl>("ioctl"),
                                                InstanceMethod<&VcpuObject::Run>("run"),
-                                               InstanceMethod<&VcpuObject::RunInline>("runInline"),
                                                InstanceMethod<&VcpuObject::CompletePending>("completePending"),
                                                InstanceMethod<&VcpuObject::Kick>("kick"),
                                                InstanceMethod<&VcpuObject::KvmRun>("kvmRun"),
@@ -34,7 +33,34 @@ VcpuObject::VcpuObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   Guarded(info.Env(), [&] {
     if (!info[0].IsExternal()) throw ArgumentError("a Vcpu is made by Vm.createVcpu()");
     vcpu_ = *info[0].As<Napi::External<std::shared_ptr<Vcpu>>>().Data();
+    DefineRunInline(info.Env(), info.This());
   });
+}
+
+// runInline is a function of its own for each vCPU: it carries the object's address, where a method would look its
+// receiver up, at 100 ns an exit.
+void VcpuObject::DefineRunInline(Napi::Env env, Napi::Value self) {
+  auto call = [](napi_env env, napi_callback_info info) -> napi_value {
+    void* data = nullptr;
+    napi_get_cb_info(env, info, nullptr, nullptr, nullptr, &data);
+    try {
+      return Guarded(env, [&] { return static_cast<VcpuObject*>(data)->RunInline(env); });
+    } catch (const Napi::Error& error) {
+      error.ThrowAsJavaScriptException();
+      return nullptr;
+    }
+  };
+  napi_value function;
+  if (napi_create_function(env, "runInline", NAPI_AUTO_LENGTH, call, this, &function) != napi_ok) {
+    throw SystemError("napi_create_function", ENOMEM);
+  }
+  // LIFETIME: the function keeps the object, by a property that nobody can take away.
+  napi_property_descriptor owner = {"vcpu", nullptr, nullptr, nullptr, nullptr, self, napi_default, nullptr};
+  napi_property_descriptor method = {"runInline", nullptr, nullptr, nullptr, nullptr, function, napi_default, nullptr};
+  if (napi_define_properties(env, function, 1, &owner) != napi_ok ||
+      napi_define_properties(env, self, 1, &method) != napi_ok) {
+    throw SystemError("napi_define_properties", ENOMEM);
+  }
 }
 
 VcpuObject::~VcpuObject() {
@@ -56,6 +82,7 @@ Napi::Value VcpuObject::Run(const Napi::CallbackInfo& info) {
     AddonData& addon = AddonData::Of(env);
     Watch& watch = addon.watch();
     uint64_t timeout_ns = IntegerArgument(info, 0, INT64_MAX / 2);
+    in_turn_ = false;
     watch.Use(vcpu_);
     watch.Arm(true);
     if (timeout_ns != 0) {
@@ -74,42 +101,49 @@ Napi::Value VcpuObject::Run(const Napi::CallbackInfo& info) {
   });
 }
 
-// runInline() -> exit reason, or -1: the caller gives the event loop a turn, then calls again.
+// runInline() -> undefined after an exit, whose reason is in kvm_run, or -1: the caller gives the event loop a turn,
+// then calls again.
 //
 // One turn is a series of calls between two -1; within it the vCPU is interrupted when the loop has something to do.
-Napi::Value VcpuObject::RunInline(const Napi::CallbackInfo& info) {
-  return Guarded(info.Env(), [&]() -> Napi::Value {
-    Napi::Env env = info.Env();
-    Vcpu& vcpu = this->vcpu();
+// This is what every exit pays for: nothing here asks libuv or the kicker twice what cannot have changed.
+napi_value VcpuObject::RunInline(Napi::Env env) {
+  Vcpu& vcpu = this->vcpu();
+  if (!in_turn_ || !turn_watch_->Uses(vcpu)) {
     AddonData& addon = AddonData::Of(env);
-    Watch& watch = addon.watch();
-    const UvLoop& loop = addon.loop();
-    if (!in_turn_) {
-      watch.Use(vcpu_);
-      watch.Arm(true);
-      in_turn_ = true;
-      turn_activity_ = loop.Activity();
-      turn_owed_ns_ = UvLoop::kNever;
-      if (watch.LoopIsReadable()) return YieldToLoop(env, watch);
-    } else if (turn_owed_ns_ == UvLoop::kNever) {
-      turn_owed_ns_ = MonotonicNs() + kTurnOwedNs;
-    }
-    int64_t deadline_ns = loop.DeadlineNs();
-    if (deadline_ns == 0 || loop.Activity() != turn_activity_) return YieldToLoop(env, watch);
-    Kicker::Get().SetDeadline(watch, std::min(deadline_ns, turn_owed_ns_));
-
-    int result = vcpu.Run();
-    if (result == 0) return Napi::Number::New(env, vcpu.run()->exit_reason);
-    if (result != -EINTR) ThrowRunError(-result);
-    vcpu.TakeKick();
-    return YieldToLoop(env, watch);
-  });
+    turn_loop_ = &addon.loop();
+    turn_watch_ = &addon.watch();
+    turn_watch_->Use(vcpu_);
+    turn_watch_->Arm(true);
+    in_turn_ = true;
+    turn_activity_ = turn_loop_->Activity();
+    turn_owed_ns_ = UvLoop::kNever;
+    if (turn_watch_->LoopIsReadable() || !SetTurnDeadline()) return YieldToLoop(env);
+  } else {
+    if (turn_loop_->Activity() != turn_activity_) return YieldToLoop(env);
+    bool first_exit = turn_owed_ns_ == UvLoop::kNever;
+    if (first_exit) turn_owed_ns_ = MonotonicNs() + kTurnOwedNs;
+    if ((first_exit || turn_loop_->TimerStarts() != turn_timer_starts_) && !SetTurnDeadline()) return YieldToLoop(env);
+  }
+  int result = vcpu.Run();
+  if (result == 0) return nullptr;
+  if (result != -EINTR) ThrowRunError(-result);
+  vcpu.TakeKick();
+  return YieldToLoop(env);
 }
 
-Napi::Value VcpuObject::YieldToLoop(Napi::Env env, Watch& watch) {
+// Has the kicker end the turn when the loop's next timer is due. False: it is due now.
+bool VcpuObject::SetTurnDeadline() {
+  turn_timer_starts_ = turn_loop_->TimerStarts();
+  int64_t deadline_ns = turn_loop_->DeadlineNs();
+  if (deadline_ns == 0) return false;
+  Kicker::Get().SetDeadline(*turn_watch_, std::min(deadline_ns, turn_owed_ns_));
+  return true;
+}
+
+napi_value VcpuObject::YieldToLoop(Napi::Env env) {
   in_turn_ = false;
-  watch.Arm(false);
-  Kicker::Get().SetDeadline(watch, UvLoop::kNever);
+  turn_watch_->Arm(false);
+  Kicker::Get().SetDeadline(*turn_watch_, UvLoop::kNever);
   return Napi::Number::New(env, kInterrupted);
 }
 

@@ -46,8 +46,8 @@ class Vcpu {
   // Returns when no Interrupt() is about to signal a thread: call it on a thread that has run this vCPU before it ends.
   void Quiesce() { std::lock_guard lock(mutex_); }
 
-  // Busy: a thread of its own has this vCPU, inside KVM_RUN or about to enter it. Nobody else may use it then: KVM would
-  // make an ioctl wait for the guest's next exit.
+  // Busy: a thread of its own has this vCPU, inside KVM_RUN or about to enter it. Nobody else may use it then: KVM
+  // would make an ioctl wait for the guest's next exit.
   void SetBusy(bool busy) { busy_.store(busy, std::memory_order_release); }
   bool busy() const { return busy_.load(std::memory_order_acquire); }
 

@@ -21,6 +21,8 @@ class Watch {
 
   // The vCPU to interrupt. Called by the watched thread before it enters KVM_RUN; cheap while the vCPU stays the same.
   void Use(const std::shared_ptr<Vcpu>& vcpu);
+  // Whether that is this vCPU. For the watched thread.
+  bool Uses(const Vcpu& vcpu) const { return vcpu_token_ == vcpu.token(); }
   // While armed, loop events interrupt the vCPU.
   void Arm(bool armed) { armed_.store(armed, std::memory_order_seq_cst); }
   // Whether the loop has an event waiting. Arm first: an event after that interrupts, one before shows here.

@@ -25,6 +25,8 @@ uint64_t UvLoop::Activity() const {
   return (static_cast<uint64_t>(loop_->active_handles) << 32) | static_cast<uint32_t>(loop_->active_reqs.count);
 }
 
+uint64_t UvLoop::TimerStarts() const { return loop_->timer_counter; }
+
 struct FdPoll::Handle {
   uv_poll_t poll;
   std::function<void()> on_readable;

@@ -22,6 +22,8 @@ class UvLoop {
   // Changes when a handle or request was started or has ended. The loop only begins to watch a new handle's fd in its
   // next turn, so a change means that it is owed one.
   uint64_t Activity() const;
+  // Changes when a timer was started: while it does not, DeadlineNs() gives nothing earlier than before.
+  uint64_t TimerStarts() const;
 
  private:
   uv_loop_s* loop_;

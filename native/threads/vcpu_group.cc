@@ -18,7 +18,8 @@ namespace vmexit {
 namespace {
 
 // How long to spin before sleeping, in looks at the other side. A spin that succeeds doubles the next one's limit, one
-// that fails quarters it: with a core for each side a hand-off costs no system call, with too few cores no time is lost.
+// that fails quarters it: with a core for each side a hand-off costs no system call, with too few cores no time is
+// lost.
 constexpr uint32_t kMaxSpin = 8192;
 constexpr uint32_t kMinSpin = 16;
 
@@ -29,9 +30,7 @@ void FutexWait(std::atomic<uint32_t>& word, uint32_t value) {
   syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
 }
 
-void FutexWake(std::atomic<uint32_t>& word) {
-  syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
-}
+void FutexWake(std::atomic<uint32_t>& word) { syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0); }
 
 }  // namespace
 

@@ -290,11 +290,13 @@ export const INTR: IntrExit = { reason: 'intr' };
 export class ExitDecoder {
   readonly io: IoExit;
   readonly mmio: MmioExit;
+  readonly #run: Views;
   readonly #byCode = new Map<number, VmExit>();
 
   /** @param kvmRun Borrowed from the vCPU. */
   constructor(kvmRun: ArrayBuffer) {
     const run = new Views(kvmRun);
+    this.#run = run;
     this.io = new IoExit(run);
     this.mmio = new MmioExit(run);
     const msr = new MsrExit(run);
@@ -313,6 +315,11 @@ export class ExitDecoder {
       [KVM_EXIT.SYSTEM_EVENT, new SystemEventExit(run)],
     ];
     for (const [code, exit] of entries) this.#byCode.set(code, exit);
+  }
+
+  /** KVM's number for the reason of the last exit. */
+  get code(): number {
+    return this.#run.u32[LAYOUT['kvm_run.exit_reason'] >> 2];
   }
 
   /** @param code A KVM exit reason, or -1 for an interrupted run. */

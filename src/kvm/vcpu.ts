@@ -93,7 +93,7 @@ export class Vcpu implements Disposable {
    */
   runInline(): number {
     try {
-      return this.#native.runInline();
+      return this.#native.runInline() ?? this.exit.code;
     } catch (error) {
       return rethrow(error);
     }

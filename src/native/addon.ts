@@ -46,8 +46,11 @@ export interface NativeVcpu {
   ioctl: Ioctl;
   /** One KVM_RUN: the exit reason, or -1 after a kick or when `timeoutNs` (0: none) is over. */
   run(timeoutNs: number): number;
-  /** One KVM_RUN that leaves with -1 as soon as this thread's event loop has something to do. */
-  runInline(): number;
+  /**
+   * One KVM_RUN: undefined after an exit, whose reason is in kvm_run, or -1 as soon as this thread's event loop has
+   * something to do.
+   */
+  runInline(): -1 | undefined;
   /** Completes the port or MMIO access of the last exit without running guest code. */
   completePending(): void;
   kick(): void;
