@@ -3,6 +3,7 @@ import { open, readFile } from 'node:fs/promises';
 import type { BlockBackend, BlockGeometry } from '../../devices/virtio/blk/backend.js';
 import { VmmError } from '../../errors.js';
 import * as ops from './file-ops.js';
+import { Flusher } from './flusher.js';
 
 export interface FileBackendOptions {
   /** A raw image, or a block device. */
@@ -34,9 +35,7 @@ export class FileBackend implements BlockBackend {
   /** Operations under way: the file descriptor must not be closed, and perhaps used for another file, before they end. */
   #operations = 0;
   #onIdle: (() => void) | undefined;
-  #running: Promise<void> | undefined;
-  #next: Promise<void> | undefined;
-  #flushError: Error | undefined;
+  readonly #flusher = new Flusher(() => ops.fdatasync(this.#handle.fd));
 
   /**
    * @throws VmmError code "SYSCALL" when the file cannot be opened, code "BUSY" when it is in use, code
@@ -86,17 +85,8 @@ export class FileBackend implements BlockBackend {
     return this.#write((fd) => writeAll(fd, buffers, position));
   }
 
-  /** One at a time: of two at once, only one would hear of an error. */
   flush(): Promise<void> {
-    if (this.readOnly) return this.#do(() => Promise.resolve());
-    if (!this.#running) return (this.#running = this.#flushNow());
-    // Writes may have ended since the running one began. Whoever else asks before the next one begins shares it.
-    return (this.#next ??= this.#running
-      .catch(() => {})
-      .then(() => {
-        this.#next = undefined;
-        return (this.#running = this.#flushNow());
-      }));
+    return this.#do(() => (this.readOnly ? Promise.resolve() : this.#flusher.flush()));
   }
 
   discard(position: number, lengthBytes: number): Promise<void> {
@@ -130,23 +120,6 @@ export class FileBackend implements BlockBackend {
   async #close(): Promise<void> {
     if (this.#operations > 0) await new Promise<void>((resolve) => (this.#onIdle = resolve));
     await this.#handle.close();
-  }
-
-  async #flushNow(): Promise<void> {
-    try {
-      await this.#do(async (fd) => {
-        // The kernel reports lost writes once and forgets them: later successes would be lies about them.
-        if (this.#flushError) throw this.#flushError;
-        try {
-          await ops.fdatasync(fd);
-        } catch (error) {
-          this.#flushError = error as Error;
-          throw error;
-        }
-      });
-    } finally {
-      this.#running = undefined;
-    }
   }
 
   #write(operation: (fd: number) => Promise<void>): Promise<void> {
