@@ -3,8 +3,8 @@ import { existsSync, readdirSync, readlinkSync } from 'node:fs';
 import { afterAll, afterEach, describe, expect, it } from 'vitest';
 import { TapNetwork } from '../../../src/backends/net/tap.js';
 import { VmmError } from '../../../src/errors.js';
-import { NetGuest, type ReceivedFrame } from './net-guest.js';
-import { ACK, FIN, type Packet, SYN, arp, ethernet, parse, tcp, udp } from './packets.js';
+import { NetGuest, type ReceivedFrame } from '../../support/net-guest.js';
+import { ACK, FIN, type Packet, SYN, arp, ethernet, parse, tcp, udp } from '../../support/packets.js';
 
 const NETNS = `vmexit-test-${process.pid}`;
 const GUEST = { mac: '52:54:00:00:00:02', ip: '10.77.0.2' };

@@ -8,8 +8,19 @@ import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { parsePortForward } from '../../../src/backends/net/port-forward.js';
 import { UserNetwork, type UserNetworkOptions } from '../../../src/backends/net/user.js';
 import type { VmmError } from '../../../src/errors.js';
-import { NetGuest } from './net-guest.js';
-import { ACK, BROADCAST, SYN, arp, dhcpAddress, dhcpDiscover, ethernet, parse, parseDhcp, tcp } from './packets.js';
+import { NetGuest } from '../../support/net-guest.js';
+import {
+  ACK,
+  BROADCAST,
+  SYN,
+  arp,
+  dhcpAddress,
+  dhcpDiscover,
+  ethernet,
+  parse,
+  parseDhcp,
+  tcp,
+} from '../../support/packets.js';
 
 const GUEST_MAC = '52:54:00:12:34:56';
 const PASST = spawnSync('passt', ['--version']).status === 0;

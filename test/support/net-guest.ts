@@ -1,9 +1,9 @@
-import type { NetBackend } from '../../../src/devices/virtio/net/backend.js';
-import { VirtioNet, type VirtioNetConfig } from '../../../src/devices/virtio/net/net.js';
-import { heapGuestMemory } from '../../../src/memory/guest-memory.js';
-import { DriverArena } from '../../../src/virtio/driver.js';
-import { MmioDriver } from '../../../src/virtio/transport/mmio-driver.js';
-import { VirtioMmio } from '../../../src/virtio/transport/mmio.js';
+import type { NetBackend } from '../../src/devices/virtio/net/backend.js';
+import { VirtioNet, type VirtioNetConfig } from '../../src/devices/virtio/net/net.js';
+import { heapGuestMemory } from '../../src/memory/guest-memory.js';
+import { DriverArena } from '../../src/virtio/driver.js';
+import { MmioDriver } from '../../src/virtio/transport/mmio-driver.js';
+import { VirtioMmio } from '../../src/virtio/transport/mmio.js';
 
 const [RX, TX] = [0, 1];
 const HEADER_BYTES = 12;
