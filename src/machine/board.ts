@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { ACPI_POWER, writeAcpiTables, type AcpiDevice } from '../boot/acpi.js';
-import { loadLinux } from '../boot/linux.js';
+import type { EntryState } from '../boot/entry.js';
+import { loadLinux, type LinuxBoot } from '../boot/linux.js';
 import { writeMpTable } from '../boot/mptable.js';
 import { Bus } from '../bus/bus.js';
 import { AcpiPm } from '../devices/legacy/acpi-pm.js';
@@ -11,7 +12,9 @@ import { I8042 } from '../devices/legacy/i8042.js';
 import { PostPort } from '../devices/legacy/post-port.js';
 import { Pvpanic } from '../devices/legacy/pvpanic.js';
 import { Uart16550, type UartOutput } from '../devices/legacy/uart16550.js';
+import type { PortOutput } from '../devices/virtio/console/port.js';
 import { VmmError } from '../errors.js';
+import type { IrqLine } from '../irq/irq-line.js';
 import type { Kvm } from '../kvm/kvm.js';
 import type { Vcpu } from '../kvm/vcpu.js';
 import type { Vm } from '../kvm/vm.js';
@@ -20,15 +23,17 @@ import type { RunLoop } from '../loop/run-loop.js';
 import { ThreadedRunLoop } from '../loop/threaded-run-loop.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
 import { guestCpuid } from './cpuid-policy.js';
+import { VirtioDevices } from './devices.js';
 import { IRQS, KVM_IDENTITY_MAP_GPA, KVM_TSS_GPA, MEMORY_LAYOUT, PORTS } from './layout.js';
-import type { MachineConfig, MachineExit } from './machine.js';
+import type { MachineConfig, MachineExit, MachineStats } from './machine.js';
 import { ramRegions } from './memory-map.js';
 import { setUpBootVcpu } from './vcpu-setup.js';
+import { VirtioHost } from './virtio-host.js';
 
 export interface BoardEvents {
-  /** The guest's first serial port. */
-  console: UartOutput;
-  /** The serial port has room for input again. */
+  /** Takes the console's output, a byte or bytes. */
+  console: UartOutput & { output: PortOutput };
+  /** The console has room for input again. */
   onInputRoom: () => void;
   /** The guest ended itself. Called from inside an exit's handling; the run loop returns after it. */
   onEnd: (exit: MachineExit) => void;
@@ -45,20 +50,25 @@ const ACPI_DEVICES: readonly AcpiDevice[] = [
   { type: 'rtc', port: PORTS.CMOS, irq: IRQS.RTC },
   { type: 'i8042' },
   { type: 'pvpanic', port: PORTS.PVPANIC },
+  { type: 'power-button', gsi: IRQS.POWER_BUTTON },
 ];
 
 /**
  * One power cycle of a machine under KVM: the VM, its memory with the kernel in it, the vCPUs and the devices on
  * their buses. Reset is a new board.
  */
-export class Board implements Disposable {
-  readonly loop: RunLoop;
+export class Board {
   readonly ports = new Bus('port');
   readonly mmio = new Bus('mmio');
-  readonly uart: Uart16550;
   readonly #vm: Vm;
+  readonly #uart: Uart16550;
+  readonly #powerButton: IrqLine;
+  readonly #end: (exit: MachineExit) => void;
+  #virtio: VirtioDevices | undefined;
+  #virtioHost: VirtioHost | undefined;
+  #loop: RunLoop | undefined;
 
-  /** @throws VmmError as the boot loaders do, before there is a vCPU. */
+  /** @throws VmmError as the backends and the boot loaders do, before there is a vCPU. */
   static async create(kvm: Kvm, config: MachineConfig, events: BoardEvents): Promise<Board> {
     const most = Math.min(MAX_VCPUS, kvm.checkExtension('MAX_VCPUS'));
     if (config.cpus > most) {
@@ -68,54 +78,40 @@ export class Board implements Disposable {
       readImage(config.kernelPath, 'BAD_KERNEL'),
       config.initrdPath === undefined ? undefined : readImage(config.initrdPath, 'BAD_INITRD'),
     ]);
-    const vm = kvm.createVm();
+    const board = new Board(kvm.createVm(), config, events);
     try {
-      // Memory first: after the irqchip every slot costs milliseconds.
-      for (const region of ramRegions(config.memoryBytes)) vm.addMemory(region);
-      const { rsdpGpa } = writeAcpiTables(vm.memory, MEMORY_LAYOUT, { cpus: config.cpus, devices: ACPI_DEVICES });
-      writeMpTable(vm.memory, MEMORY_LAYOUT, { cpus: config.cpus });
-      const boot = { kernel, cmdline: config.cmdline, ...(initrd && { initrd }) };
-      const { entry } = await loadLinux(vm.memory, MEMORY_LAYOUT, boot, { rsdpGpa });
-
-      vm.setIdentityMapAddress(KVM_IDENTITY_MAP_GPA);
-      vm.setTssAddress(KVM_TSS_GPA);
-      vm.createIrqchip();
-      vm.createPit2({ dummySpeaker: true });
-      const tscDeadlineTimer = kvm.checkExtension('TSC_DEADLINE_TIMER') > 0;
-      const supported = kvm.supportedCpuid();
-      for (let id = 0; id < config.cpus; id++) {
-        const vcpu = vm.createVcpu(id);
-        vcpu.setCpuid(guestCpuid(supported, { apicId: id, cpus: config.cpus, tscDeadlineTimer }));
-      }
-      // The others wait for INIT and SIPI, as on a PC.
-      setUpBootVcpu(vm.vcpus[0], vm.memory, entry);
-      return new Board(vm, config, events);
+      await board.#addVirtio(config, events);
+      const entry = await board.#load({ kernel, cmdline: config.cmdline, ...(initrd && { initrd }) }, config.cpus);
+      board.#addVcpus(kvm, entry, config.cpus, events.onTurn);
+      return board;
     } catch (error) {
-      vm.close();
+      await board.close();
       throw error;
     }
   }
 
   private constructor(vm: Vm, config: MachineConfig, events: BoardEvents) {
     this.#vm = vm;
-    const { vcpus } = vm;
-    this.loop =
-      vcpus.length === 1
-        ? new InlineRunLoop(vcpus[0], this.ports, this.mmio, events.onTurn)
-        : new ThreadedRunLoop(vcpus, this.ports, this.mmio, events.onTurn);
-    const end = (exit: MachineExit) => {
-      this.loop.stop();
+    // Memory first: after the irqchip every slot costs milliseconds.
+    for (const region of ramRegions(config.memoryBytes)) vm.addMemory(region);
+    vm.setIdentityMapAddress(KVM_IDENTITY_MAP_GPA);
+    vm.setTssAddress(KVM_TSS_GPA);
+    vm.createIrqchip();
+    vm.createPit2({ dummySpeaker: true });
+
+    this.#end = (exit) => {
+      this.#loop?.stop();
       events.onEnd(exit);
     };
-    const onReset = () => end({ reason: 'reset' });
+    const onReset = () => this.#end({ reason: 'reset' });
     const { ports } = this;
 
-    this.uart = new Uart16550({
+    this.#uart = new Uart16550({
       irq: vm.irqLine(IRQS.COM1),
       output: events.console,
       onInputRoom: events.onInputRoom,
     });
-    ports.register(this.uart, PORTS.COM1, 8);
+    ports.register(this.#uart, PORTS.COM1, 8);
 
     const i8042 = new I8042({ irq: vm.irqLine(IRQS.KEYBOARD), onReset });
     ports.register(i8042, PORTS.I8042_DATA, 1);
@@ -127,17 +123,22 @@ export class Board implements Disposable {
 
     ports.register(new PostPort(), PORTS.POST, 1);
     ports.register(new DebugConsole({ output: events.console }), PORTS.DEBUG_CONSOLE, 1);
-    const debugExit = new DebugExit({ onExit: (value) => end({ reason: 'shutdown', debugExit: value & 0xff }) });
+    const debugExit = new DebugExit({ onExit: (value) => this.#end({ reason: 'shutdown', debugExit: value & 0xff }) });
     ports.register(debugExit, PORTS.DEBUG_EXIT, 4);
-    ports.register(new Pvpanic({ onPanic: () => end({ reason: 'panic' }) }), PORTS.PVPANIC, 1);
+    ports.register(new Pvpanic({ onPanic: () => this.#end({ reason: 'panic' }) }), PORTS.PVPANIC, 1);
 
     const acpiPm = new AcpiPm({
       sleepTypeS5: ACPI_POWER.SLEEP_TYPE_S5,
       resetValue: ACPI_POWER.RESET_VALUE,
-      onShutdown: () => end({ reason: 'shutdown' }),
+      onShutdown: () => this.#end({ reason: 'shutdown' }),
       onReset,
     });
     ports.register(acpiPm, ACPI_POWER.BASE_PORT, ACPI_POWER.PORTS);
+    this.#powerButton = vm.irqLine(IRQS.POWER_BUTTON);
+  }
+
+  get loop(): RunLoop {
+    return this.#loop!;
   }
 
   get vcpus(): readonly Vcpu[] {
@@ -148,9 +149,86 @@ export class Board implements Disposable {
     return this.#vm.memory;
   }
 
-  [Symbol.dispose](): void {
-    this.loop[Symbol.dispose]();
+  /** Presses the power button: an edge on its interrupt line. */
+  pressPowerButton(): void {
+    this.#powerButton.set(true);
+    this.#powerButton.set(false);
+  }
+
+  /** Input for the guest's console. @returns How many bytes it took; after fewer than all, `onInputRoom` follows. */
+  receive(bytes: Uint8Array): number {
+    return this.#virtio?.console?.ports[0].receive(bytes) ?? this.#uart.receive(bytes);
+  }
+
+  /** The console's output has room again. */
+  resumeOutput(): void {
+    this.#virtio?.console?.ports[0].resumeOutput();
+    this.#uart.resumeOutput();
+  }
+
+  stats(): Omit<MachineStats, 'memoryBytes'> {
+    const { ports, mmio } = this;
+    const unmapped = ports.unmappedAccesses + mmio.unmappedAccesses;
+    return {
+      exits: this.loop.exits(),
+      accesses: { ...ports.accesses(), ...mmio.accesses(), ...(unmapped > 0 && { unmapped }) },
+      kicks: this.#virtioHost?.kicks ?? 0,
+      interrupts: this.#virtioHost?.interrupts ?? 0,
+      consoleDroppedBytes: this.#uart.droppedOutputBytes + (this.#virtio?.console?.ports[0].droppedOutputBytes ?? 0),
+    };
+  }
+
+  /** Stops the vCPUs, then the devices, and gives everything back. */
+  async close(): Promise<void> {
+    this.#loop?.[Symbol.dispose]();
+    // Guest memory must stay until no disk request writes to it any more.
+    await this.#virtioHost?.close();
+    await this.#virtio?.close();
     this.#vm.close();
+  }
+
+  async #addVirtio(config: MachineConfig, events: BoardEvents): Promise<void> {
+    this.#virtio = await VirtioDevices.open(config, {
+      output: events.console.output,
+      onInputRoom: events.onInputRoom,
+    });
+    if (this.#virtio.list.length === 0) return;
+    this.#virtioHost = new VirtioHost(this.#virtio.list, {
+      transport: config.virtioTransport,
+      vm: this.#vm,
+      ports: this.ports,
+      mmio: this.mmio,
+      onReset: () => this.#end({ reason: 'reset' }),
+    });
+  }
+
+  async #load(boot: LinuxBoot, cpus: number): Promise<EntryState> {
+    const { memory } = this.#vm;
+    const acpi = this.#virtioHost?.acpi;
+    const { rsdpGpa } = writeAcpiTables(memory, MEMORY_LAYOUT, {
+      cpus,
+      devices: [...ACPI_DEVICES, ...(acpi?.devices ?? [])],
+      ...(acpi?.pci && { pci: acpi.pci }),
+    });
+    writeMpTable(memory, MEMORY_LAYOUT, { cpus });
+    const reserved = this.#virtioHost?.reserved ?? [];
+    return (await loadLinux(memory, MEMORY_LAYOUT, boot, { rsdpGpa, reserved })).entry;
+  }
+
+  #addVcpus(kvm: Kvm, entry: EntryState, cpus: number, onTurn: () => void): void {
+    const vm = this.#vm;
+    const tscDeadlineTimer = kvm.checkExtension('TSC_DEADLINE_TIMER') > 0;
+    const supported = kvm.supportedCpuid();
+    for (let id = 0; id < cpus; id++) {
+      vm.createVcpu(id).setCpuid(guestCpuid(supported, { apicId: id, cpus, tscDeadlineTimer }));
+    }
+    // The others wait for INIT and SIPI, as on a PC.
+    setUpBootVcpu(vm.vcpus[0], vm.memory, entry);
+    // With virtio devices the guest goes on while this thread moves their data: a kick is no exit then.
+    const inline = cpus === 1 && !this.#virtioHost;
+    this.#loop = inline
+      ? new InlineRunLoop(vm.vcpus[0], this.ports, this.mmio, onTurn)
+      : new ThreadedRunLoop(vm.vcpus, this.ports, this.mmio, onTurn);
   }
 }
 

@@ -122,6 +122,11 @@ export class KvmMachine implements Machine {
     await this.exited;
   }
 
+  async powerButton(): Promise<void> {
+    this.#require('running', 'paused');
+    await this.#call('powerButton');
+  }
+
   async stats(): Promise<MachineStats> {
     this.#require('created', 'running', 'paused', 'exited');
     const stats = (await this.#call('stats')) as MachineStats;

@@ -30,6 +30,16 @@ class ConsoleSink {
   readonly #buffer = new Uint8Array(OUTPUT_CHUNK_BYTES);
   #length = 0;
 
+  /** For consoles that print more than a byte at a time. */
+  readonly output = {
+    write: (bytes: Uint8Array): number => {
+      let taken = 0;
+      while (taken < bytes.length && this.write(bytes[taken])) taken++;
+      this.flush();
+      return taken;
+    },
+  };
+
   write(byte: number): boolean {
     if (!this.#window.tryReserve(1)) return false;
     this.#buffer[this.#length++] = byte;
@@ -96,8 +106,8 @@ class WorkerMachine implements WorkerMethods {
   }
 
   async #reset(): Promise<void> {
-    this.#droppedBefore += this.#board.uart.droppedOutputBytes;
-    this.#board[Symbol.dispose]();
+    this.#droppedBefore += this.#board.stats().consoleDroppedBytes;
+    await this.#board.close();
     await this.powerOn();
     if (this.#paused) await this.#board.loop.pause();
     this.#feedInput();
@@ -109,21 +119,20 @@ class WorkerMachine implements WorkerMethods {
     if (!this.#running) this.#end();
   }
 
+  powerButton(): void {
+    this.#board.pressPowerButton();
+  }
+
   stats(): MachineStats {
-    const { loop, ports, mmio, uart } = this.#board;
-    const unmapped = ports.unmappedAccesses + mmio.unmappedAccesses;
-    return {
-      exits: loop.exits(),
-      accesses: { ...ports.accesses(), ...mmio.accesses(), ...(unmapped > 0 && { unmapped }) },
-      memoryBytes: config.memoryBytes,
-      consoleDroppedBytes: this.#droppedBefore + uart.droppedOutputBytes,
-    };
+    const stats = this.#board.stats();
+    const consoleDroppedBytes = this.#droppedBefore + stats.consoleDroppedBytes;
+    return { ...stats, memoryBytes: config.memoryBytes, consoleDroppedBytes };
   }
 
   async close(): Promise<void> {
     this.stop();
     await this.#running;
-    this.#board[Symbol.dispose]();
+    await this.#board.close();
     this.#kvm.close();
     parentPort!.close();
   }
@@ -134,7 +143,7 @@ class WorkerMachine implements WorkerMethods {
   }
 
   outputRoom(): void {
-    this.#board.uart.resumeOutput();
+    this.#board.resumeOutput();
   }
 
   async #run(): Promise<void> {
@@ -157,7 +166,7 @@ class WorkerMachine implements WorkerMethods {
 
   #feedInput(): void {
     if (!this.#input) return;
-    const taken = this.#board.uart.receive(this.#input);
+    const taken = this.#board.receive(this.#input);
     this.#input = taken < this.#input.length ? this.#input.subarray(taken) : undefined;
     if (!this.#input) send({ type: 'input-taken' });
   }

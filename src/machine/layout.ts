@@ -32,4 +32,26 @@ export const IRQS = {
   KEYBOARD: 1,
   COM1: 4,
   RTC: 8,
+  /** No PC's: an I/O APIC input of its own, announced by ACPI. */
+  POWER_BUTTON: 23,
+} as const;
+
+/** PCI: one bus, inside the MMIO hole. */
+export const PCI = {
+  /** Configuration mechanism #1: address and data. */
+  CONFIG_PORT: 0xcf8,
+  /** Configuration space of all functions, 4 KiB each. */
+  ECAM: { gpa: 0xe0000000, sizeBytes: 1 << 20 },
+  /** Where memory BARs go. */
+  MEMORY_WINDOW: { gpa: 0xc0000000, sizeBytes: 256 << 20 },
+  /** Where I/O BARs go. */
+  PORT_WINDOW: { port: 0xc000, count: 0x4000 },
+  /** INTA# to INTD# of device 0; those of device n are rotated by n. */
+  INTX_GSIS: [16, 17, 18, 19],
+} as const;
+
+/** Virtio over MMIO: devices one after another, each with an input of the I/O APIC that no ISA device has. */
+export const VIRTIO_MMIO = {
+  BASE_GPA: 0xd0000000,
+  GSIS: [5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 20, 21, 22],
 } as const;

@@ -1,4 +1,5 @@
 import type { Duplex } from 'node:stream';
+import type { PortForward } from '../backends/net/port-forward.js';
 
 /** Why a machine ended. */
 export type ExitReason =
@@ -36,11 +37,25 @@ export interface MachineStats {
   accesses: Readonly<Record<string, number>>;
   /** Guest RAM in bytes. */
   memoryBytes: number;
+  /** Kicks of virtio queues that came by ioeventfd, and interrupts that left by irqfd: neither is an exit. */
+  kicks: number;
+  interrupts: number;
   /** Console output lost because nobody read it, in bytes. */
   consoleDroppedBytes: number;
 }
 
 export type MachineState = 'created' | 'running' | 'paused' | 'exited' | 'closed';
+
+/** One disk: a raw image or a block device. */
+export interface DriveConfig {
+  path: string;
+  readOnly: boolean;
+  /** Up to 20 printable ASCII characters. */
+  serial?: string;
+}
+
+/** One network card: behind passt (`user`), or on a tap interface of the host. */
+export type NetConfig = { mac?: string } & ({ type: 'user'; forwards: PortForward[] } | { type: 'tap'; name: string });
 
 /** What both machines are made from; already validated. Paths are absolute. */
 export interface MachineConfig {
@@ -50,6 +65,14 @@ export interface MachineConfig {
   cmdline: string;
   cpus: number;
   memoryBytes: number;
+  /** Where the guest's console is. */
+  console: 'serial' | 'virtio';
+  drives: DriveConfig[];
+  net: NetConfig[];
+  /** A virtio entropy device. */
+  rng: boolean;
+  /** How the virtio devices are attached. */
+  virtioTransport: 'pci' | 'mmio';
 }
 
 /**
@@ -60,7 +83,7 @@ export interface MachineConfig {
 export interface Machine extends AsyncDisposable {
   readonly accel: 'kvm' | 'tcg';
   readonly state: MachineState;
-  /** The guest's first serial port: what is written goes in, what the guest prints comes out. Ends when the guest does. */
+  /** The guest's console, a serial port or a virtio console: what is written goes in, what the guest prints comes out. Ends when the guest does. */
   readonly console: Duplex;
   /** Resolves once, when the guest has ended for whatever reason; rejects only when the machine itself failed. */
   readonly exited: Promise<MachineExit>;
@@ -71,6 +94,8 @@ export interface Machine extends AsyncDisposable {
   resume(): Promise<void>;
   /** Starts the guest over from its kernel's first instruction, with memory and devices as new. */
   reset(): Promise<void>;
+  /** Presses the power button: a guest that listens to it shuts down in order. */
+  powerButton(): Promise<void>;
   /** Ends the guest at once; `exited` resolves with 'stopped' unless it had ended. Idempotent. */
   stop(): Promise<void>;
   stats(): Promise<MachineStats>;

@@ -83,6 +83,11 @@ export class MicroVM implements Machine {
     return this.#machine.reset();
   }
 
+  /** Presses the power button: a guest that listens to it shuts down in order. */
+  powerButton(): Promise<void> {
+    return this.#machine.powerButton();
+  }
+
   /** Ends the guest at once; `exited` resolves with 'stopped' unless it had ended. Idempotent. */
   stop(): Promise<void> {
     return this.#machine.stop();

@@ -1,6 +1,7 @@
 import { resolve } from 'node:path';
 import { z } from 'zod';
 import { VmmError } from '../errors.js';
+import { parsePortForward } from '../backends/net/port-forward.js';
 import type { MachineConfig } from './machine.js';
 
 /** More than any host has; a limit that keeps all address arithmetic exact. */
@@ -12,7 +13,7 @@ const MAX_CPUS = 255;
  * What makes a guest talk to us and end when it is done: console and panic output on the first serial port, a reboot
  * instead of a halt after a panic. What the user gives follows, and so overrides it.
  */
-const CMDLINE = 'console=ttyS0 panic=-1';
+const CMDLINE = { serial: 'console=ttyS0 panic=-1', virtio: 'console=hvc0 panic=-1' };
 
 const path = z.string().min(1, 'a path is needed').refine(noNul, 'a path holds no NUL');
 
@@ -34,6 +35,31 @@ const memorySize = z
     return bytes ?? z.NEVER;
   });
 
+const mac = z.string().regex(/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i, 'a MAC address looks like 52:54:00:12:34:56');
+
+const drive = z.strictObject({
+  path,
+  readOnly: z.boolean().default(false),
+  serial: z
+    .string()
+    .regex(/^[\x20-\x7e]{0,20}$/, 'a serial number has up to 20 printable ASCII characters')
+    .optional(),
+});
+
+const forward = z.string().transform((text, context) => {
+  try {
+    return parsePortForward(text);
+  } catch (error) {
+    context.addIssue((error as Error).message);
+    return z.NEVER;
+  }
+});
+
+const net = z.discriminatedUnion('type', [
+  z.strictObject({ type: z.literal('user'), forwards: z.array(forward).default([]), mac: mac.optional() }),
+  z.strictObject({ type: z.literal('tap'), name: z.string().min(1, 'an interface has a name'), mac: mac.optional() }),
+]);
+
 const schema = z.strictObject({
   kernel: path,
   initrd: path.optional(),
@@ -41,6 +67,11 @@ const schema = z.strictObject({
   cpus: z.number().int().min(1).max(MAX_CPUS).default(1),
   memory: memorySize.default(256 * 2 ** 20),
   accel: z.enum(['auto', 'kvm', 'tcg']).default('auto'),
+  console: z.enum(['serial', 'virtio']).default('serial'),
+  drives: z.array(drive).default([]),
+  net: z.array(net).default([]),
+  rng: z.boolean().default(false),
+  virtioTransport: z.enum(['pci', 'mmio']).default('pci'),
 });
 
 /** What a `MicroVM` is made from. */
@@ -49,7 +80,7 @@ export interface MicroVMOptions {
   kernel: string;
   /** Path of an initial RAM disk. */
   initrd?: string | undefined;
-  /** Kernel parameters, after `console=ttyS0 panic=-1`, which they override. */
+  /** Kernel parameters, after `console=ttyS0 panic=-1` (or `hvc0`), which they override. */
   cmdline?: string | undefined;
   /** Virtual CPUs, 1 to 255. Default 1. */
   cpus?: number | undefined;
@@ -57,7 +88,35 @@ export interface MicroVMOptions {
   memory?: string | number | undefined;
   /** `kvm`, `tcg` (QEMU's emulator), or `auto`, the default: KVM where it can run an unmodified kernel at speed. */
   accel?: 'auto' | 'kvm' | 'tcg' | undefined;
+  /** The console is the first serial port (`serial`, the default) or a virtio console. */
+  console?: 'serial' | 'virtio' | undefined;
+  /** Disks, in order: raw images or block devices. Under KVM. */
+  drives?: readonly DriveOptions[] | undefined;
+  /** Network cards, in order. Under KVM. */
+  net?: readonly NetOptions[] | undefined;
+  /** A virtio entropy device. Default false. Under KVM. */
+  rng?: boolean | undefined;
+  /** How virtio devices are attached: PCI, the default, or MMIO. */
+  virtioTransport?: 'pci' | 'mmio' | undefined;
 }
+
+export interface DriveOptions {
+  path: string;
+  /** Default false: the guest may write, and nobody else may open the image meanwhile. */
+  readOnly?: boolean | undefined;
+  /** What the guest reads as the disk's serial number, up to 20 characters. */
+  serial?: string | undefined;
+}
+
+/** A network card behind passt (`user`: unprivileged, with DHCP and DNS), or on a tap interface of the host. */
+export type NetOptions = { mac?: string | undefined } & (
+  | {
+      type: 'user';
+      /** Ports of the host that lead into the guest: `8080:80`, `127.0.0.1:8080:80`, `5353:53/udp`. */
+      forwards?: readonly string[] | undefined;
+    }
+  | { type: 'tap'; name: string }
+);
 
 /**
  * Checks options and fills in defaults. Paths become absolute.
@@ -67,14 +126,22 @@ export interface MicroVMOptions {
 export function parseOptions(options: MicroVMOptions): { config: MachineConfig; accel: 'auto' | 'kvm' | 'tcg' } {
   const result = schema.safeParse(options);
   if (!result.success) throw new VmmError('INVALID_ARGUMENT', result.error.issues.map(describe).join('; '));
-  const { kernel, initrd, cmdline, cpus, memory, accel } = result.data;
+  const { kernel, initrd, cmdline, cpus, memory, accel, drives, net, ...rest } = result.data;
+  const base = CMDLINE[rest.console];
   return {
     config: {
       kernelPath: resolve(kernel),
       ...(initrd !== undefined && { initrdPath: resolve(initrd) }),
-      cmdline: cmdline.trim() === '' ? CMDLINE : `${CMDLINE} ${cmdline.trim()}`,
+      cmdline: cmdline.trim() === '' ? base : `${base} ${cmdline.trim()}`,
       cpus,
       memoryBytes: memory,
+      drives: drives.map(({ serial, ...drive }) => ({
+        ...drive,
+        path: resolve(drive.path),
+        ...(serial !== undefined && { serial }),
+      })),
+      net: net.map(({ mac, ...card }) => ({ ...card, ...(mac !== undefined && { mac }) })),
+      ...rest,
     },
     accel,
   };

@@ -67,6 +67,10 @@ export class QemuGuest {
     await this.#command('stop');
   }
 
+  async pressPowerButton(): Promise<void> {
+    await this.#command('system_powerdown');
+  }
+
   /** Ends the guest, unless it has ended. @returns when the process is gone. */
   async quit(): Promise<void> {
     this.#cause ??= 'quit';
@@ -157,7 +161,7 @@ export class QemuGuest {
   }
 
   /** A command that the guest's end may overtake: then it has not failed. */
-  async #command(command: 'cont' | 'stop'): Promise<void> {
+  async #command(command: 'cont' | 'stop' | 'system_powerdown'): Promise<void> {
     try {
       await this.process.qmp.execute(command);
     } catch (error) {

@@ -42,10 +42,11 @@ export class QemuMachine implements Machine {
    *
    * The process is bound to the thread that calls this, and ends with it; see `QemuProcess.start`.
    *
-   * @throws VmmError code "BAD_KERNEL", "BAD_INITRD", "BAD_CMDLINE", "OUT_OF_GUEST_MEMORY"; "QEMU_UNAVAILABLE" naming
+   * @throws VmmError code "ACCEL_UNAVAILABLE" for virtio devices, which this machine does not have. "BAD_KERNEL", "BAD_INITRD", "BAD_CMDLINE", "OUT_OF_GUEST_MEMORY"; "QEMU_UNAVAILABLE" naming
    *   what to install, "QEMU_FAILED" with what QEMU said, or "ABORTED".
    */
   static async create(config: MachineConfig, options: { signal?: AbortSignal } = {}): Promise<QemuMachine> {
+    refuseDevices(config);
     await checkImages(config);
     return new QemuMachine(config, await QemuGuest.create(config, options));
   }
@@ -102,11 +103,18 @@ export class QemuMachine implements Machine {
     await this.#end();
   }
 
+  async powerButton(): Promise<void> {
+    this.#require('powerButton', 'running', 'paused');
+    await this.#guest.pressPowerButton();
+  }
+
   stats(): Promise<MachineStats> {
     if (this.#state === 'closed') return Promise.reject(closed('stats'));
     return Promise.resolve({
       exits: {},
       accesses: {},
+      kicks: 0,
+      interrupts: 0,
       memoryBytes: this.#config.memoryBytes,
       consoleDroppedBytes: this.console.droppedBytes,
     });
@@ -169,3 +177,18 @@ export class QemuMachine implements Machine {
 
 const closed = (operation: string) =>
   new VmmError('CLOSED', `${operation}() on a machine that was closed: create another`, { operation });
+
+/** What is not there yet is refused, not ignored. */
+function refuseDevices({ drives, net, rng, console }: MachineConfig): void {
+  const asked = [
+    drives.length > 0 && 'drives',
+    net.length > 0 && 'net',
+    rng && 'rng',
+    console === 'virtio' && 'console: "virtio"',
+  ].filter(Boolean);
+  if (asked.length === 0) return;
+  throw new VmmError(
+    'ACCEL_UNAVAILABLE',
+    `${asked.join(', ')}: this needs KVM; a guest emulated by QEMU (TCG) has a serial console and no other devices yet`,
+  );
+}

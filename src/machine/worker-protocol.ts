@@ -8,6 +8,7 @@ export interface WorkerMethods {
   resume(): void;
   reset(): Promise<void>;
   stop(): void;
+  powerButton(): void;
   stats(): MachineStats;
   /** Gives everything back; the worker ends. */
   close(): Promise<void>;

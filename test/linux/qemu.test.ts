@@ -34,6 +34,11 @@ beforeAll(async () => {
     cmdline: 'console=ttyS0 panic=-1 quiet',
     cpus: 1,
     memoryBytes: 256 * 2 ** 20,
+    console: 'serial',
+    drives: [],
+    net: [],
+    rng: false,
+    virtioTransport: 'pci',
   };
 });
 

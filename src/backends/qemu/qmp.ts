@@ -44,6 +44,7 @@ export interface QmpEvent {
 export interface QmpCommands {
   cont: [arguments: undefined, result: Record<string, never>];
   stop: [arguments: undefined, result: Record<string, never>];
+  system_powerdown: [arguments: undefined, result: Record<string, never>];
   quit: [arguments: undefined, result: Record<string, never>];
   system_reset: [arguments: undefined, result: Record<string, never>];
   'query-status': [arguments: undefined, result: { running: boolean; status: string }];

@@ -16,7 +16,17 @@ describe('options', () => {
   it('need a kernel and nothing else', () => {
     expect(parseOptions({ kernel: 'vmlinuz' })).toEqual({
       accel: 'auto',
-      config: { kernelPath: resolve('vmlinuz'), cmdline: 'console=ttyS0 panic=-1', cpus: 1, memoryBytes: 256 << 20 },
+      config: {
+        kernelPath: resolve('vmlinuz'),
+        cmdline: 'console=ttyS0 panic=-1',
+        cpus: 1,
+        memoryBytes: 256 << 20,
+        console: 'serial',
+        drives: [],
+        net: [],
+        rng: false,
+        virtioTransport: 'pci',
+      },
     });
     expect(failure({})).toMatchObject({
       code: 'INVALID_ARGUMENT',

@@ -1,0 +1,59 @@
+import { FileBackend } from '../backends/local/file.js';
+import { TapNetwork } from '../backends/net/tap.js';
+import { UserNetwork } from '../backends/net/user.js';
+import { VirtioBlk } from '../devices/virtio/blk/blk.js';
+import { VirtioConsole } from '../devices/virtio/console/console.js';
+import type { PortOutput } from '../devices/virtio/console/port.js';
+import { VirtioNet } from '../devices/virtio/net/net.js';
+import { VirtioRng } from '../devices/virtio/rng/rng.js';
+import type { VirtioDevice } from '../virtio/device.js';
+import type { DriveConfig, MachineConfig, NetConfig } from './machine.js';
+
+export interface VirtioConsoleEvents {
+  output: PortOutput;
+  onInputRoom: () => void;
+}
+
+/** The virtio devices that a configuration asks for, on their opened backends. */
+export class VirtioDevices {
+  readonly list: VirtioDevice[] = [];
+  /** The guest's console, where that is a virtio one. */
+  console: VirtioConsole | undefined;
+  readonly #backends: { close(): Promise<void> }[] = [];
+
+  /** @throws VmmError as the backends do; what was opened is closed again. */
+  static async open(config: MachineConfig, console: VirtioConsoleEvents): Promise<VirtioDevices> {
+    const devices = new VirtioDevices();
+    try {
+      if (config.console === 'virtio') {
+        devices.console = new VirtioConsole({ ports: [console] });
+        devices.list.push(devices.console);
+      }
+      for (const drive of config.drives) await devices.#addDrive(drive, config.cpus);
+      for (const net of config.net) await devices.#addNet(net);
+      if (config.rng) devices.list.push(new VirtioRng());
+      return devices;
+    } catch (error) {
+      await devices.close();
+      throw error;
+    }
+  }
+
+  /** Closes the backends. The devices must be reset, and their resets over. */
+  async close(): Promise<void> {
+    await Promise.all(this.#backends.map((backend) => backend.close()));
+  }
+
+  async #addDrive({ path, readOnly, serial }: DriveConfig, cpus: number): Promise<void> {
+    const backend = await FileBackend.open({ path, readOnly });
+    this.#backends.push(backend);
+    this.list.push(new VirtioBlk({ backend, readOnly, queues: cpus, ...(serial !== undefined && { serial }) }));
+  }
+
+  async #addNet(net: NetConfig): Promise<void> {
+    const backend =
+      net.type === 'user' ? await UserNetwork.start({ forwards: net.forwards }) : new TapNetwork({ name: net.name });
+    this.#backends.push(backend);
+    this.list.push(new VirtioNet({ backend, ...(net.mac !== undefined && { mac: net.mac }) }));
+  }
+}

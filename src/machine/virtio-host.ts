@@ -1,0 +1,158 @@
+import type { AcpiDescription, AcpiDevice } from '../boot/acpi.js';
+import type { GpaRange } from '../boot/layout.js';
+import type { Bus } from '../bus/bus.js';
+import { assignBars } from '../devices/pci/assign-bars.js';
+import { ECAM_BYTES, PciBus } from '../devices/pci/pci-bus.js';
+import { VirtioPci } from '../devices/pci/virtio-pci.js';
+import { VmmError } from '../errors.js';
+import { EventFd } from '../kvm/event-fd.js';
+import { MsiRouter } from '../kvm/msi-router.js';
+import type { IoEventFd, Vm } from '../kvm/vm.js';
+import { MMIO_QUEUE_NOTIFY } from '../virtio/defs.js';
+import type { VirtioDevice } from '../virtio/device.js';
+import type { TransportCore } from '../virtio/transport/core.js';
+import { VIRTIO_MMIO_BYTES, VirtioMmio } from '../virtio/transport/mmio.js';
+import { PCI, VIRTIO_MMIO } from './layout.js';
+
+export interface VirtioHostConfig {
+  transport: 'pci' | 'mmio';
+  vm: Vm;
+  ports: Bus;
+  mmio: Bus;
+  /** The guest reset the machine through the PCI chipset's register. */
+  onReset: () => void;
+}
+
+/**
+ * Puts virtio devices where a guest finds them, and wires them to KVM: kicks arrive by ioeventfd, interrupts leave by
+ * irqfd (MSI-X) or an interrupt line (MMIO, INTx).
+ */
+export class VirtioHost {
+  /** What the ACPI tables must say. */
+  readonly acpi: { devices: readonly AcpiDevice[]; pci?: NonNullable<AcpiDescription['pci']> };
+  /** Address space that is neither RAM nor free. */
+  readonly reserved: readonly GpaRange[];
+  /** Kicks that came by ioeventfd. */
+  kicks = 0;
+  readonly #vm: Vm;
+  readonly #devices: readonly VirtioDevice[];
+  readonly #cores: TransportCore[] = [];
+  readonly #msi: MsiRouter;
+  readonly #kickers = new Set<Kicker>();
+
+  /** The VM has its irqchip, and no vCPU runs. */
+  constructor(devices: readonly VirtioDevice[], { transport, vm, ports, mmio, onReset }: VirtioHostConfig) {
+    this.#vm = vm;
+    this.#devices = devices;
+    this.#msi = new MsiRouter(vm);
+    if (transport === 'mmio') {
+      this.acpi = { devices: devices.map((device, index) => this.#addMmio(device, index, mmio)) };
+      this.reserved = [];
+    } else {
+      this.acpi = { devices: [], pci: this.#addPci(devices, ports, mmio, onReset) };
+      this.reserved = [PCI.ECAM];
+    }
+  }
+
+  /** Interrupts sent by irqfd. */
+  get interrupts(): number {
+    return this.#msi.signals;
+  }
+
+  /** Times that a driver broke a rule and its device failed, with the last rule. */
+  failures(): { device: string; failures: number; last: string }[] {
+    return this.#cores
+      .filter((core) => core.failures > 0)
+      .map((core) => ({ device: core.device.name, failures: core.failures, last: core.lastFailure ?? '' }));
+  }
+
+  /** Stops the devices. @returns When none of them touches guest memory any more. */
+  async close(): Promise<void> {
+    for (const kicker of this.#kickers) kicker.close();
+    for (const device of this.#devices) await device.reset();
+    this.#msi[Symbol.dispose]();
+  }
+
+  #addMmio(device: VirtioDevice, index: number, bus: Bus): AcpiDevice {
+    const gsi = VIRTIO_MMIO.GSIS[index];
+    if (gsi === undefined) {
+      throw new VmmError(
+        'INVALID_ARGUMENT',
+        `virtio over MMIO has room for ${VIRTIO_MMIO.GSIS.length} devices; use fewer, or PCI`,
+      );
+    }
+    const gpa = VIRTIO_MMIO.BASE_GPA + index * VIRTIO_MMIO_BYTES;
+    const transport = new VirtioMmio({ device, memory: this.#vm.memory, irq: this.#vm.irqLine(gsi) });
+    bus.register(transport, gpa, VIRTIO_MMIO_BYTES);
+    this.#cores.push(transport.core);
+    for (let queue = 0; queue < transport.core.queueCount; queue++) {
+      this.#kick({ address: gpa + MMIO_QUEUE_NOTIFY, space: 'mmio', length: 4, datamatch: BigInt(queue) }, () =>
+        transport.core.onDriverNotify(queue),
+      );
+    }
+    return { type: 'virtio-mmio', gpa, sizeBytes: VIRTIO_MMIO_BYTES, gsi };
+  }
+
+  #addPci(devices: readonly VirtioDevice[], ports: Bus, mmio: Bus, onReset: () => void) {
+    const [a, b, c, d] = PCI.INTX_GSIS.map((gsi) => this.#vm.irqLine(gsi));
+    const windows = {
+      memoryWindows: [{ base: PCI.MEMORY_WINDOW.gpa, sizeBytes: PCI.MEMORY_WINDOW.sizeBytes }],
+      portWindows: [{ base: PCI.PORT_WINDOW.port, sizeBytes: PCI.PORT_WINDOW.count }],
+    };
+    const bus = new PciBus({ ports, mmio, ...windows, intx: [a, b, c, d], onReset });
+    ports.register(bus.configPorts, PCI.CONFIG_PORT, 8);
+    mmio.register(bus.ecam, PCI.ECAM.gpa, ECAM_BYTES);
+    for (const device of devices) {
+      const kickers = new Map<number, Kicker>();
+      const pciFunction = new VirtioPci({
+        device,
+        memory: this.#vm.memory,
+        msi: this.#msi,
+        onNotifyAddress: (queue, gpa) => {
+          kickers.get(queue)?.close();
+          kickers.delete(queue);
+          if (gpa === undefined) return;
+          const place = { address: gpa, space: 'mmio', length: 0 } as const;
+          kickers.set(
+            queue,
+            this.#kick(place, () => pciFunction.notify(queue)),
+          );
+        },
+      });
+      bus.add(pciFunction);
+      this.#cores.push(pciFunction.core);
+    }
+    assignBars(bus, windows);
+    return {
+      ecam: PCI.ECAM,
+      memoryWindows: [PCI.MEMORY_WINDOW],
+      portWindows: [PCI.PORT_WINDOW],
+      intxGsis: PCI.INTX_GSIS,
+    };
+  }
+
+  #kick(place: Omit<IoEventFd, 'eventFd'>, onKick: () => void): Kicker {
+    const eventFd = new EventFd();
+    const ioEventFd = { ...place, eventFd };
+    eventFd.onReadable(() => {
+      eventFd.read();
+      this.kicks++;
+      onKick();
+    });
+    this.#vm.addIoEventFd(ioEventFd);
+    const kicker: Kicker = {
+      close: () => {
+        if (!this.#kickers.delete(kicker)) return;
+        this.#vm.removeIoEventFd(ioEventFd);
+        eventFd.close();
+      },
+    };
+    this.#kickers.add(kicker);
+    return kicker;
+  }
+}
+
+/** One queue's ioeventfd. */
+interface Kicker {
+  close(): void;
+}
