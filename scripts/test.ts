@@ -17,6 +17,9 @@ const REQUIREMENTS: readonly Requirement[] = [
   { programs: ['cpio'], package: 'cpio' },
   { programs: ['iasl'], package: 'acpica-tools' },
   { programs: ['xz'], package: 'xz-utils' },
+  { programs: ['passt'], package: 'passt' },
+  { programs: ['ip', '/usr/sbin/ip', '/sbin/ip'], package: 'iproute2' },
+  { programs: ['mke2fs', '/usr/sbin/mke2fs', '/sbin/mke2fs'], package: 'e2fsprogs' },
 ];
 
 interface Report {
