@@ -8,6 +8,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { runVitest } from './vitest.js';
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
 const OUT = 'build-asan';
@@ -37,14 +38,9 @@ const env = {
 };
 
 const selection = process.argv.length > 2 ? process.argv.slice(2) : SELECTION;
-const { exitCode } = await execa('npx', ['vitest', 'run', '--no-file-parallelism', ...selection], {
-  cwd: ROOT,
-  env,
-  stdio: 'inherit',
-  reject: false,
-});
+const exitCode = await runVitest(['--no-file-parallelism', ...selection], env);
 const reports = readdirSync(logs);
 for (const report of reports) console.error(readFileSync(join(logs, report), 'utf8'));
 rmSync(logs, { recursive: true });
 if (reports.length > 0) console.error(`${reports.length} sanitizer reports`);
-process.exit(reports.length > 0 ? 1 : (exitCode ?? 1));
+process.exit(reports.length > 0 ? 1 : exitCode);
