@@ -46,7 +46,7 @@ export class Bus {
   readonly #slotOfPort: Int32Array | undefined;
   readonly #slots: Range[] = [UNMAPPED];
   readonly #freeSlots: number[] = [];
-  /** MMIO space: a guest mostly stays with one device for a while. */
+  /** A guest mostly stays with one device for a while. */
   #lastHit = UNMAPPED;
   readonly #accessesOfRemoved = new Map<string, number>();
 
@@ -170,15 +170,15 @@ export class Bus {
   }
 
   #find(address: number): Range {
-    // The fallback serves addresses outside the port space, which no port exit can carry.
-    if (this.#slotOfPort) return this.#slots[this.#slotOfPort[address]] ?? UNMAPPED;
     const last = this.#lastHit;
     if (address >= last.base && address < last.end) return last;
     return this.#search(address);
   }
 
   #search(address: number): Range {
-    const range = this.#ranges[this.#upperBound(address) - 1];
+    const range = this.#slotOfPort
+      ? this.#slots[this.#slotOfPort[address] ?? 0]
+      : this.#ranges[this.#upperBound(address) - 1];
     if (range === undefined || !(address < range.end)) return UNMAPPED;
     this.#lastHit = range;
     return range;

@@ -122,7 +122,7 @@ ${(options.setup ?? []).join('\n')}
 setsid cttyhack sh -c '
   trap : INT QUIT
   exec 3>&2 2>/dev/null
-  "$@" 2>&3 3>&-
+  ("$@" 2>&3 3>&-)
   status=$?
   stty sane
   exit $status
