@@ -1,0 +1,62 @@
+import type { InitramfsFile } from '../guest/initramfs.js';
+
+/** What a guest has beside its CPUs and memory, as far as its initramfs must know. */
+export interface GuestDevices {
+  console: 'serial' | 'virtio';
+  drives: number;
+  nets: number;
+  rng: boolean;
+  transport: 'pci' | 'mmio';
+}
+
+/** What an initramfs needs to bring those devices up. */
+export interface GuestSetup {
+  modules: string[];
+  files: InitramfsFile[];
+  /** Shell, for before the command. */
+  setup: string[];
+}
+
+const DHCP_SCRIPT = '/etc/udhcpc/default.script';
+
+/** udhcpc decides nothing itself: it calls this with the lease in the environment, and with the prefix length as `mask`. */
+const DHCP_LEASE = `#!/bin/sh
+case $1 in
+deconfig)
+  ip link set "$interface" up
+  ;;
+bound | renew)
+  ip address flush dev "$interface"
+  ip address add "$ip/$mask" dev "$interface"
+  for gateway in $router; do
+    # Outside its own subnet where the host has an address of 32 bits.
+    ip route replace "$gateway" dev "$interface"
+    ip route replace default via "$gateway" dev "$interface"
+    break
+  done
+  for server in $dns; do echo "nameserver $server"; done >/etc/resolv.conf
+  ;;
+esac
+`;
+
+/** Modules of Debian's kernels for these devices, and DHCP on every network card. */
+export function guestSetup({ console, drives, nets, rng, transport }: GuestDevices): GuestSetup {
+  const modules: string[] = [];
+  const setup: string[] = [];
+  if (console === 'virtio' || drives > 0 || nets > 0 || rng) modules.push(`virtio_${transport}`);
+  if (console === 'virtio') modules.push('virtio_console');
+  // ext4 asks the kernel's crypto API for crc32c, by name: no dependency says so.
+  if (drives > 0) modules.push('virtio_blk', 'crc32c_generic', 'ext4');
+  if (rng) modules.push('virtio_rng');
+  // udhcpc speaks before there is an address: through a packet socket.
+  if (nets > 0) modules.push('virtio_net', 'af_packet');
+
+  if (nets > 0) setup.push('ip link set lo up');
+  for (let card = 0; card < nets; card++) {
+    setup.push(
+      `ip link set eth${card} up`,
+      `udhcpc -s ${DHCP_SCRIPT} -q -n -t 5 -T 1 -i eth${card} >/dev/null 2>&1 || echo 'init: no address for eth${card} by DHCP'`,
+    );
+  }
+  return { modules, files: nets > 0 ? [{ path: DHCP_SCRIPT, bytes: DHCP_LEASE, mode: 0o755 }] : [], setup };
+}

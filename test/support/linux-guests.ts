@@ -1,0 +1,64 @@
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { MachineExit, MachineStats, MicroVMOptions } from '../../src/index.js';
+import { findBusybox } from '../../src/guest/busybox.js';
+import { buildInitramfs, type InitramfsOptions } from '../../src/guest/initramfs.js';
+import { findKernel, type KernelFlavour } from '../../src/guest/kernel.js';
+import { runNested } from './nested.js';
+
+/** Something to do when the guest has printed a text; each step waits for the one before. */
+export type GuestStep = { when: string } & (
+  | { act: 'stats'; as: string }
+  | { act: 'fetch'; url: string; as: string }
+  | { act: 'type'; text: string }
+  | { act: 'powerButton' }
+);
+
+/** One guest for programs/boot.mjs. */
+export interface GuestPlan {
+  name: string;
+  options: MicroVMOptions;
+  steps?: GuestStep[];
+  /** An HTTP server on the nested host's loopback, while the guest runs. */
+  serve?: { port: number; body: string };
+  timeoutMs?: number;
+}
+
+/** What became of it. */
+export interface GuestReport {
+  name: string;
+  /** All that the console said, a byte a character. */
+  output: string;
+  exit?: MachineExit;
+  /** By the steps' names, and `end`. */
+  stats: Record<string, MachineStats>;
+  fetched: Record<string, string>;
+  error?: string;
+}
+
+/** A folder that this machine and the nested host both see; gone on disposal. */
+export async function sharedFolder(): Promise<{ path: string } & AsyncDisposable> {
+  const path = await mkdtemp(join(tmpdir(), 'vmexit-linux-'));
+  return { path, [Symbol.asyncDispose]: () => rm(path, { recursive: true, force: true }) };
+}
+
+/** Writes an initramfs for Debian's kernel. @returns The options that boot it. */
+export async function linuxGuest(
+  path: string,
+  { flavour = 'cloud', ...options }: Omit<InitramfsOptions, 'busyboxPath'> & { flavour?: KernelFlavour },
+): Promise<{ kernel: string; initrd: string; cmdline: string }> {
+  const [kernel, busyboxPath] = await Promise.all([findKernel({ flavour }), findBusybox()]);
+  await writeFile(path, await buildInitramfs({ busyboxPath, modulesDir: kernel.modulesDir, ...options }));
+  return { kernel: kernel.vmlinuzPath, initrd: path, cmdline: 'quiet' };
+}
+
+/** Boots guests one after another in one process of the nested host. @returns Their reports, by name. */
+export async function bootGuests(plans: GuestPlan[]): Promise<Record<string, GuestReport>> {
+  const { stdout, stderr, exitCode } = await runNested(['node', 'test/linux/programs/boot.mjs'], {
+    stdin: JSON.stringify(plans),
+    timeoutMs: 60_000 + 90_000 * plans.length,
+  });
+  if (exitCode !== 0) throw new Error(`boot.mjs ended with status ${exitCode}:\n${stderr}`);
+  return Object.fromEntries((JSON.parse(stdout) as GuestReport[]).map((report) => [report.name, report]));
+}
