@@ -248,7 +248,7 @@ async function programCheck(
   const path = paths.find((found) => found !== undefined);
   if (path === undefined) return { section, name, state: severity, value: 'not installed', advice: apt(packageName) };
   const { stdout, stderr } = await execa(path, ['--version'], { reject: false, timeout: 10_000, stdin: 'ignore' });
-  const version = /\d+(?:[._]\w+)+/.exec(`${stdout} ${stderr}`)?.[0];
+  const version = /\d+(?:[._]\w+)+/.exec((stdout || stderr).split('\n', 1)[0])?.[0];
   return { section, name, state: 'ok', value: version === undefined ? path : `${version} (${path})` };
 }
 

@@ -90,6 +90,8 @@ export class Vcpu implements Disposable {
   /**
    * Like {@link runRaw}, for a run loop: also returns -1 as soon as this thread's event loop has something to do. The
    * caller then lets the event loop turn once (`EventLoopTurns`) before it calls again.
+   *
+   * @internal
    */
   runInline(): number {
     try {

@@ -34,6 +34,7 @@ export class ThreadedRunLoop implements RunLoop {
   }
 
   stop(): void {
+    if (this.#stopping) return;
     this.#stopping = true;
     this.#end(() => this.#settle?.resolve(undefined));
   }
@@ -61,6 +62,7 @@ export class ThreadedRunLoop implements RunLoop {
   }
 
   #serve(): void {
+    if (this.#stopping) return;
     try {
       for (let served = 0; !this.#stopping; served++) {
         const index = this.#group.nextExit();
@@ -84,7 +86,7 @@ export class ThreadedRunLoop implements RunLoop {
       this.#end(() => this.#settle?.reject(error));
     }
     this.#onTurn();
-    if (this.#paused && this.#group.allParked()) this.#tellParked();
+    if (!this.#stopping && this.#paused && this.#group.allParked()) this.#tellParked();
   }
 
   #end(settle: () => void): void {
