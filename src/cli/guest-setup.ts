@@ -55,7 +55,7 @@ export function guestSetup({ console, drives, nets, rng, transport }: GuestDevic
   for (let card = 0; card < nets; card++) {
     setup.push(
       `ip link set eth${card} up`,
-      `udhcpc -s ${DHCP_SCRIPT} -q -n -t 5 -T 1 -i eth${card} >/dev/null 2>&1 || echo 'init: no address for eth${card} by DHCP'`,
+      `udhcpc -s ${DHCP_SCRIPT} -q -n -t 5 -T 1 -i eth${card} </dev/null >/dev/null 2>&1 || echo 'init: no address for eth${card} by DHCP'`,
     );
   }
   return { modules, files: nets > 0 ? [{ path: DHCP_SCRIPT, bytes: DHCP_LEASE, mode: 0o755 }] : [], setup };

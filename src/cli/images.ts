@@ -8,11 +8,12 @@ import { ensureInstalled, QEMU_X86, type DebianOptions } from '../guest/debian.j
 import { buildInitramfs, type InitramfsOptions } from '../guest/initramfs.js';
 import { findKernel } from '../guest/kernel.js';
 import type { Accelerator } from '../machine/accelerator.js';
+import { guestSetup, type GuestDevices } from './guest-setup.js';
 import { say } from './output.js';
 import { interruptible } from './signals.js';
 
 /** Reports the guest's panic to the machine. */
-const MODULES = ['pvpanic-mmio'];
+const OPTIONAL_MODULES = ['pvpanic-mmio'];
 
 /** What a guest boots from. */
 export interface GuestImages extends AsyncDisposable {
@@ -27,6 +28,8 @@ export interface ImageOptions {
   kernelPath?: string | undefined;
   command?: readonly string[] | undefined;
   interactive: boolean;
+  /** Default: none but the console on the serial port. */
+  devices?: GuestDevices;
 }
 
 /**
@@ -55,20 +58,22 @@ async function makeImages(options: ImageOptions & DebianOptions): Promise<GuestI
   // A control character first: no kernel prints one, and a terminal that sees the mark by accident shows nothing odd.
   const mark = `\x1e${randomBytes(12).toString('hex')}\x1e`;
   const { columns, rows } = process.stdout;
+  const devices = options.devices && guestSetup(options.devices);
   const base: InitramfsOptions = {
     busyboxPath,
     interactive: options.interactive,
-    setup: [`printf '%s' '${mark}'`],
+    setup: [`printf '%s' '${mark}'`, ...(devices?.setup ?? [])],
+    files: devices?.files ?? [],
     ...(options.command && { command: options.command }),
     ...(options.interactive && columns && rows && { terminal: { columns, rows } }),
     env: { TERM: (options.interactive && process.env['TERM']) || 'dumb' },
   };
-  const initramfs = await buildInitramfs({
-    ...base,
-    ...(found && { modules: MODULES, modulesDir: found.modulesDir }),
-  }).catch((error: unknown) => {
-    // A kernel of another configuration lacks the module: the guest does without.
-    if (found && error instanceof VmmError && error.code === 'IMAGE_NOT_FOUND') return buildInitramfs(base);
+  const build = (modules: readonly string[]) =>
+    buildInitramfs({ ...base, ...(found && modules.length > 0 && { modules, modulesDir: found.modulesDir }) });
+  const drivers = devices?.modules ?? [];
+  const initramfs = await build([...OPTIONAL_MODULES, ...drivers]).catch((error: unknown) => {
+    // A kernel of another configuration lacks an optional module: the guest does without.
+    if (found && error instanceof VmmError && error.code === 'IMAGE_NOT_FOUND') return build(drivers);
     throw error;
   });
 

@@ -1,9 +1,18 @@
 import { readFileSync } from 'node:fs';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { demo } from './demo.js';
+import { addDrive, addNet, addPort } from './device-options.js';
 import { doctor } from './doctor.js';
 import { EXIT_STATUS_HELP } from './exit-status.js';
 import { run, type RunOptions } from './run.js';
+
+const DEVICES_HELP = `
+Devices (--drive, --net, --rng, --console virtio) need KVM. The initramfs that vmexit makes loads their drivers and gets
+every network card its address by DHCP; a kernel given by --kernel must have the drivers built in. The first disk is
+/dev/vda in the guest, to be mounted by COMMAND:
+  vmexit run --drive disk.img -- sh -c 'mount /dev/vda /mnt && ls /mnt'
+  vmexit run -p 8080:80 -- httpd -f -h /etc
+`;
 
 /**
  * The command line. Wrong usage throws `CommanderError`, after its message was printed.
@@ -39,10 +48,18 @@ export function makeProgram(exit: (status: number) => void): Command {
         .choices(['auto', 'kvm', 'tcg'])
         .default('auto'),
     )
+    .option('--drive <disk>', 'add a disk: PATH[,ro][,serial=S], a raw image or a block device; repeatable', addDrive)
+    .option('--net <network>', 'add a network card: user (passt, without privileges), tap=NAME, or none', addNet)
+    .option('-p, --publish <port>', 'forward [ADDRESS:]HOST:GUEST[/udp] into the guest; implies --net user', addPort)
+    .addOption(new Option('--console <device>', "the guest's console").choices(['serial', 'virtio']).default('serial'))
+    .option('--rng', 'add an entropy device')
+    .addOption(
+      new Option('--virtio <transport>', 'how virtio devices are attached').choices(['pci', 'mmio']).default('pci'),
+    )
     .option('--timeout <seconds>', 'stop the guest after this time', parsePositive)
     .option('--stats', 'print what the run cost, on standard error')
     .option('--json', 'print --stats as JSON')
-    .addHelpText('after', EXIT_STATUS_HELP)
+    .addHelpText('after', DEVICES_HELP + EXIT_STATUS_HELP)
     .passThroughOptions()
     .action(async (command: string[], options: RunOptions) => exit(await run(command, options)));
 

@@ -1,11 +1,12 @@
 import { VmmError } from '../errors.js';
 import { chooseAccelerator } from '../machine/accelerator.js';
+import { deviceConfig, guestDevices, type DeviceOptions } from './device-options.js';
 import { prepareImages } from './images.js';
 import { say } from './output.js';
 import { runSession, type SessionResult } from './session.js';
 import { statsJson, statsTable } from './stats-table.js';
 
-export interface RunOptions {
+export interface RunOptions extends DeviceOptions {
   kernel?: string;
   initrd?: string;
   cmdline?: string;
@@ -27,6 +28,7 @@ export async function run(command: readonly string[], options: RunOptions): Prom
   }
   if (options.json && !options.stats) throw new VmmError('INVALID_ARGUMENT', '--json is about --stats: give both');
   const { cpus, memory, accel, timeout } = options;
+  const devices = deviceConfig(options);
   const timeoutMs = timeout === undefined ? undefined : timeout * 1000;
   const { accel: chosen, reason } = chooseAccelerator(accel);
   // An insisting user hears why it may fail.
@@ -37,7 +39,7 @@ export async function run(command: readonly string[], options: RunOptions): Prom
     if (options.kernel === undefined) throw new VmmError('INVALID_ARGUMENT', '--initrd needs --kernel');
     if (interactive) sayEscape();
     result = await runSession({
-      vm: { kernel: options.kernel, initrd: options.initrd, cmdline: options.cmdline, cpus, memory, accel },
+      vm: { kernel: options.kernel, initrd: options.initrd, cmdline: options.cmdline, cpus, memory, accel, ...devices },
       interactive,
       timeoutMs,
     });
@@ -46,6 +48,7 @@ export async function run(command: readonly string[], options: RunOptions): Prom
       kernelPath: options.kernel,
       command: hasCommand ? command : undefined,
       interactive,
+      devices: guestDevices(devices),
     });
     if (interactive) sayEscape();
     result = await runSession({
@@ -56,6 +59,7 @@ export async function run(command: readonly string[], options: RunOptions): Prom
         cpus,
         memory,
         accel,
+        ...devices,
       },
       mark: images.mark,
       // Who chooses the kernel's parameters wants to see what it says.

@@ -1,0 +1,85 @@
+import { InvalidArgumentError } from 'commander';
+import { parsePortForward } from '../backends/net/port-forward.js';
+import { VmmError } from '../errors.js';
+import type { DriveOptions, MicroVMOptions, NetOptions } from '../machine/options.js';
+import type { GuestDevices } from './guest-setup.js';
+
+/** The options of `vmexit run` that are about devices, as commander leaves them. */
+export interface DeviceOptions {
+  drive?: DriveOptions[];
+  net?: NetArgument[];
+  publish?: string[];
+  console: 'serial' | 'virtio';
+  rng?: boolean;
+  virtio: 'pci' | 'mmio';
+}
+
+type NetArgument = { type: 'user' } | { type: 'tap'; name: string };
+type DeviceConfig = {
+  [K in 'console' | 'drives' | 'net' | 'rng' | 'virtioTransport']: NonNullable<MicroVMOptions[K]>;
+};
+
+/** Takes one more `--drive`: `PATH[,ro][,serial=S]`. A path may hold commas, as long as its end does not look like an option. */
+export function addDrive(text: string, drives: DriveOptions[] = []): DriveOptions[] {
+  const parts = text.split(',');
+  let readOnly = false;
+  let serial: string | undefined;
+  while (parts.length > 1) {
+    const last = parts.at(-1)!;
+    if (last === 'ro') readOnly = true;
+    else if (last.startsWith('serial=')) serial = last.slice('serial='.length);
+    else break;
+    parts.pop();
+  }
+  const path = parts.join(',');
+  if (path === '') throw new InvalidArgumentError('Give the path of a disk image: disk.img or disk.img,ro,serial=S.');
+  return [...drives, { path, readOnly, ...(serial !== undefined && { serial }) }];
+}
+
+/** Takes one more `--net`: `user`, `tap=NAME` or `none`, which undoes those before it. */
+export function addNet(text: string, nets: NetArgument[] = []): NetArgument[] {
+  if (text === 'none') return [];
+  if (text === 'user') return [...nets, { type: 'user' }];
+  const name = /^tap=(.+)$/.exec(text)?.[1];
+  if (name === undefined) throw new InvalidArgumentError('Give user, tap=NAME or none.');
+  return [...nets, { type: 'tap', name }];
+}
+
+/** Takes one more `--publish`. */
+export function addPort(text: string, ports: string[] = []): string[] {
+  try {
+    parsePortForward(text);
+  } catch (error) {
+    throw new InvalidArgumentError((error as Error).message);
+  }
+  return [...ports, text];
+}
+
+/**
+ * What a `MicroVM` is to be given. Ports are forwarded by the first user network, which comes by itself where no network
+ * was asked for.
+ *
+ * @throws VmmError "INVALID_ARGUMENT" for ports without a network that could forward them.
+ */
+export function deviceConfig({ drive, net, publish = [], console, rng, virtio }: DeviceOptions): DeviceConfig {
+  const cards: NetOptions[] = net ?? (publish.length > 0 ? [{ type: 'user' }] : []);
+  const forwarder = cards.findIndex(({ type }) => type === 'user');
+  if (publish.length > 0 && forwarder < 0) {
+    throw new VmmError(
+      'INVALID_ARGUMENT',
+      '--publish forwards a port by a user network: add --net user, or leave it out',
+    );
+  }
+  return {
+    console,
+    drives: drive ?? [],
+    net: cards.map((card, index) => (index === forwarder ? { type: 'user', forwards: publish } : card)),
+    rng: rng ?? false,
+    virtioTransport: virtio,
+  };
+}
+
+/** The same, as the guest's initramfs must know it. */
+export function guestDevices({ console, drives, net, rng, virtioTransport }: DeviceConfig): GuestDevices {
+  return { console, drives: drives.length, nets: net.length, rng, transport: virtioTransport };
+}

@@ -1,0 +1,108 @@
+import { describe, expect, it } from 'vitest';
+import { addDrive, addNet, addPort, deviceConfig } from '../../../src/cli/device-options.js';
+import { guestSetup } from '../../../src/cli/guest-setup.js';
+import { parseOptions } from '../../../src/machine/options.js';
+
+const PLAIN = { console: 'serial', virtio: 'pci' } as const;
+
+describe('--drive', () => {
+  it.each([
+    ['disk.img', { path: 'disk.img', readOnly: false }],
+    ['disk.img,ro', { path: 'disk.img', readOnly: true }],
+    ['disk.img,serial=A 1,ro', { path: 'disk.img', readOnly: true, serial: 'A 1' }],
+    ['a,b.img', { path: 'a,b.img', readOnly: false }],
+    ['a,b.img,ro', { path: 'a,b.img', readOnly: true }],
+    ['ro', { path: 'ro', readOnly: false }],
+  ])('%s', (text, drive) => {
+    expect(addDrive(text)).toEqual([drive]);
+  });
+
+  it('adds to those before it', () => {
+    expect(addDrive('b', addDrive('a')).map(({ path }) => path)).toEqual(['a', 'b']);
+  });
+
+  it('needs a path', () => {
+    expect(() => addDrive(',ro')).toThrow(/path of a disk image/);
+    expect(() => addDrive('')).toThrow(/path of a disk image/);
+  });
+});
+
+describe('--net', () => {
+  it('adds a user network or a tap, and none takes all away', () => {
+    const both = addNet('tap=tap0', addNet('user'));
+    expect(both).toEqual([{ type: 'user' }, { type: 'tap', name: 'tap0' }]);
+    expect(addNet('none', both)).toEqual([]);
+  });
+
+  it.each(['', 'tap', 'tap=', 'bridge'])('refuses %j', (text) => {
+    expect(() => addNet(text)).toThrow('Give user, tap=NAME or none');
+  });
+});
+
+describe('--publish', () => {
+  it('refuses what is no port forward', () => {
+    expect(() => addPort('80')).toThrow();
+    expect(() => addPort('70000:80')).toThrow();
+    expect(addPort('53:53/udp', addPort('8080:80'))).toEqual(['8080:80', '53:53/udp']);
+  });
+
+  it('brings a user network where none was asked for', () => {
+    expect(deviceConfig({ ...PLAIN, publish: ['8080:80'] }).net).toEqual([{ type: 'user', forwards: ['8080:80'] }]);
+  });
+
+  it('goes by the first user network', () => {
+    const net = [{ type: 'tap', name: 'tap0' } as const, { type: 'user' } as const, { type: 'user' } as const];
+    expect(deviceConfig({ ...PLAIN, net, publish: ['8080:80'] }).net).toEqual([
+      { type: 'tap', name: 'tap0' },
+      { type: 'user', forwards: ['8080:80'] },
+      { type: 'user' },
+    ]);
+  });
+
+  it.each([[[]], [[{ type: 'tap', name: 'tap0' } as const]]])('needs a user network among %j', (net) => {
+    expect(() => deviceConfig({ ...PLAIN, net, publish: ['8080:80'] })).toThrow(
+      expect.objectContaining({ code: 'INVALID_ARGUMENT' }),
+    );
+  });
+});
+
+describe('the devices of the command line', () => {
+  it('are what a MicroVM takes', () => {
+    const options = deviceConfig({
+      console: 'virtio',
+      virtio: 'mmio',
+      rng: true,
+      drive: addDrive('/disk.img,ro,serial=S'),
+      net: addNet('user'),
+      publish: ['8080:80'],
+    });
+    expect(parseOptions({ kernel: 'vmlinuz', ...options }).config).toMatchObject({
+      console: 'virtio',
+      virtioTransport: 'mmio',
+      rng: true,
+      drives: [{ path: '/disk.img', readOnly: true, serial: 'S' }],
+      net: [{ type: 'user', forwards: [{ hostPort: 8080, guestPort: 80, protocol: 'tcp' }] }],
+    });
+  });
+
+  it('cost a guest without any no module, no file and no time', () => {
+    const none = { console: 'serial', drives: 0, nets: 0, rng: false, transport: 'pci' } as const;
+    expect(guestSetup(none)).toEqual({ modules: [], files: [], setup: [] });
+  });
+
+  it('have their drivers loaded, the transport first', () => {
+    const { modules } = guestSetup({ console: 'virtio', drives: 2, nets: 1, rng: true, transport: 'mmio' });
+    expect(modules[0]).toBe('virtio_mmio');
+    expect(modules).toEqual(
+      expect.arrayContaining(['virtio_console', 'virtio_blk', 'ext4', 'virtio_net', 'virtio_rng']),
+    );
+  });
+
+  it('get an address for every network card', () => {
+    const { setup } = guestSetup({ console: 'serial', drives: 0, nets: 2, rng: false, transport: 'pci' });
+    expect(setup.filter((line) => line.startsWith('udhcpc')).map((line) => /-i (\w+)/.exec(line)?.[1])).toEqual([
+      'eth0',
+      'eth1',
+    ]);
+  });
+});
