@@ -30,14 +30,23 @@ async function run({ name, options, steps = [], serve, timeoutMs = 120_000 }) {
       fetch: async (step) => (report.fetched[step.as] = await (await globalThis.fetch(step.url)).text()),
       type: (step) => vm.console.write(step.text),
     };
+    // One step after the other: a guest that was told to go on must not take the one before by surprise.
     const waiting = [...steps];
-    const acting = [];
-    vm.console.on('data', (chunk) => {
-      report.output += Buffer.from(chunk).toString('latin1');
+    let acting;
+    const act = async () => {
       while (waiting.length > 0 && report.output.includes(waiting[0].when)) {
         const step = waiting.shift();
-        acting.push(Promise.resolve(acts[step.act](step)).catch((error) => (report.error ??= String(error.stack))));
+        await acts[step.act](step);
       }
+    };
+    const actOnce = () => {
+      acting ??= act()
+        .catch((error) => (report.error ??= `${error.stack}: ${error.cause}`))
+        .finally(() => (acting = undefined));
+    };
+    vm.console.on('data', (chunk) => {
+      report.output += Buffer.from(chunk).toString('latin1');
+      actOnce();
     });
     const timer = setTimeout(() => {
       report.error ??= `the guest ran for ${timeoutMs} ms`;
@@ -46,7 +55,7 @@ async function run({ name, options, steps = [], serve, timeoutMs = 120_000 }) {
     await vm.start();
     report.exit = await vm.exited;
     clearTimeout(timer);
-    await Promise.all(acting);
+    await acting;
     report.stats.end = await vm.stats();
     return report;
   } finally {
