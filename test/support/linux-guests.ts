@@ -20,8 +20,8 @@ export interface GuestPlan {
   name: string;
   options: MicroVMOptions;
   steps?: GuestStep[];
-  /** An HTTP server on the nested host's loopback, while the guest runs. */
-  serve?: { port: number; body: string };
+  /** An HTTP server on the nested host's loopback, while the guest runs: `/large` is zeros, everything else the body. */
+  serve?: { port: number; body: string; largeBytes?: number };
   timeoutMs?: number;
 }
 

@@ -18,7 +18,11 @@ for (const plan of plans) {
 process.stdout.write(JSON.stringify(reports));
 
 async function run({ name, options, steps = [], serve, timeoutMs = 120_000 }) {
-  const server = serve && createServer((_request, response) => response.end(serve.body));
+  const server =
+    serve &&
+    createServer((request, response) =>
+      response.end(request.url === '/large' ? Buffer.alloc(serve.largeBytes) : serve.body),
+    );
   if (server) await new Promise((resolve) => server.listen(serve.port, '127.0.0.1', resolve));
   let vm;
   try {
