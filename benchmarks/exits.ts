@@ -2,11 +2,12 @@
  * What an exit costs: a guest that writes a port (or an MMIO register) of a TypeScript device through the run loop, and
  * the same guest in a loop written in C (baseline/exits.c), on this machine's /dev/kvm.
  *
- * Rounds of the two alternate, so that whatever else the machine does meets both; figures are medians over rounds. What
+ * Rounds of the two alternate, a whole guest each, so that whatever else the machine does meets both; figures are medians
+ * over rounds, and the ratio is the median over pairs of neighbouring rounds. What
  * a loop itself spends between KVM_RUN's return and its re-entry is measured in runs of their own, for both alike, by
  * time stamps around the ioctl (preload/kvm-run-stamps.c): a median over single exits.
  *
- *   npm run bench:exits [-- --json --exits 200000 --rounds 100]
+ *   npm run bench:exits [-- --json --exits 200000 --rounds 9]
  */
 import Table from 'cli-table3';
 import { execa } from 'execa';
@@ -31,11 +32,12 @@ interface Between {
 
 interface Report {
   path: ExitPath;
+  /** A round. */
   exits: number;
   /** ns an exit, guest and KVM included. */
   typescript: Summary;
   c: Summary;
-  /** TypeScript's median over C's. */
+  /** TypeScript's time over C's. */
   ratio: number;
   between: { typescript: Between; c: Between };
 }
@@ -78,7 +80,8 @@ async function alternate(guest: ExitsGuest, baseline: Baseline, perRound: number
     c.push((await baseline.run(perRound)).wallNs / perRound);
     if (i % 2 === 1) typescript.push((await guest.run(perRound)).wallNs / perRound);
   }
-  return { typescript: summarize(typescript), c: summarize(c) };
+  const ratio = summarize(typescript.map((ns, i) => ns / c[i])).median;
+  return { typescript: summarize(typescript), c: summarize(c), ratio };
 }
 
 async function measure(path: ExitPath, exits: number, rounds: number, scratch: string): Promise<Report> {
@@ -87,12 +90,11 @@ async function measure(path: ExitPath, exits: number, rounds: number, scratch: s
   const image = join(scratch, path);
   writeFileSync(image, firmware(PROGRAM[path]).code);
 
-  const perRound = Math.ceil(exits / rounds);
   const baseline = new Baseline(program, image, path);
   let walls;
   try {
     using guest = new ExitsGuest(path);
-    walls = await alternate(guest, baseline, perRound, rounds);
+    walls = await alternate(guest, baseline, exits, rounds);
   } finally {
     await baseline.close();
   }
@@ -111,9 +113,8 @@ async function measure(path: ExitPath, exits: number, rounds: number, scratch: s
   await stamped.close();
   return {
     path,
-    exits: perRound * rounds,
+    exits,
     ...walls,
-    ratio: walls.typescript.median / walls.c.median,
     between: { typescript, c: read() },
   };
 }
@@ -122,7 +123,7 @@ const { values } = parseArgs({
   options: {
     json: { type: 'boolean', default: false },
     exits: { type: 'string', default: '200000' },
-    rounds: { type: 'string', default: '100' },
+    rounds: { type: 'string', default: '9' },
   },
 });
 const scratch = mkdtempSync(join(tmpdir(), 'vmexit-bench-'));
