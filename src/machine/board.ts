@@ -78,7 +78,14 @@ export class Board {
       readImage(config.kernelPath, 'BAD_KERNEL'),
       config.initrdPath === undefined ? undefined : readImage(config.initrdPath, 'BAD_INITRD'),
     ]);
-    const board = new Board(kvm.createVm(), config, events);
+    const vm = kvm.createVm();
+    let board: Board;
+    try {
+      board = new Board(vm, config, events);
+    } catch (error) {
+      vm.close();
+      throw error;
+    }
     try {
       await board.#addVirtio(config, events);
       const entry = await board.#load({ kernel, cmdline: config.cmdline, ...(initrd && { initrd }) }, config.cpus);

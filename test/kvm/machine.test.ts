@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { existsSync, readdirSync, writeFileSync } from 'node:fs';
 import { text } from 'node:stream/consumers';
 import { describe, expect, it, onTestFinished } from 'vitest';
-import { MicroVM, VmmError } from 'vmexit';
+import { MicroVM, VmmError, type MicroVMOptions } from 'vmexit';
 import { assembleKernel } from '../support/kernel.js';
 
 const COM1 = 0x3f8;
@@ -11,7 +11,7 @@ const print = (message: string) => Array.from(message, (character) => out(COM1, 
 const exit = (status: number) => out(0xf4, status);
 const spin = 'jmp .\n';
 
-async function machine(source: string, options: { cpus?: number } = {}): Promise<MicroVM> {
+async function machine(source: string, options: Partial<MicroVMOptions> = {}): Promise<MicroVM> {
   const vm = await MicroVM.create({ kernel: assembleKernel(source), accel: 'kvm', memory: '16M', ...options });
   onTestFinished(() => vm.close());
   return vm;
@@ -179,8 +179,8 @@ describe.skipIf(!existsSync('/dev/kvm'))('a machine under KVM (skipped where the
   it('gives everything back on close, from any state', async () => {
     const fds = () => readdirSync('/proc/self/fd').length;
     const threads = () => readdirSync('/proc/self/task').length;
-    const cycle = async (use: (vm: MicroVM) => Promise<unknown>) => {
-      const vm = await machine(spin);
+    const cycle = async (use: (vm: MicroVM) => Promise<unknown>, options: Partial<MicroVMOptions> = {}) => {
+      const vm = await machine(spin, options);
       await use(vm);
       await Promise.all([vm.close(), vm.close()]);
       return vm;
@@ -191,6 +191,10 @@ describe.skipIf(!existsSync('/dev/kvm'))('a machine under KVM (skipped where the
     await cycle((vm) => vm.start());
     await cycle((vm) => vm.start().then(() => vm.pause()));
     await cycle((vm) => vm.start().then(() => vm.stop()));
+    const several = { cpus: 4, rng: true, console: 'virtio' } as const;
+    await cycle((vm) => vm.start(), several);
+    await cycle((vm) => vm.start().then(() => vm.pause()), { ...several, virtioTransport: 'mmio' });
+    await cycle((vm) => vm.start().then(() => vm.reset()), several);
     const closed = await cycle((vm) => vm.start());
     expect({ fds: fds(), threads: threads() }).toEqual(before);
     expect(closed.state).toBe('closed');
