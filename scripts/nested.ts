@@ -7,6 +7,7 @@ import { styleText } from 'node:util';
 import { Command, InvalidArgumentError } from 'commander';
 import { VmmError } from '../src/errors.js';
 import { NestedHost } from './nested/host.js';
+import { linkForNpx } from './npx.js';
 
 interface CliOptions {
   memory?: number;
@@ -56,6 +57,10 @@ async function main(command: string[], options: CliOptions): Promise<never> {
 
   let host: NestedHost | undefined;
   try {
+    if (command[0] === 'npx') {
+      progress('linking this package for npx');
+      await linkForNpx();
+    }
     host = await NestedHost.start({
       onProgress: progress,
       signal: aborter.signal,

@@ -6,6 +6,7 @@
 import { findBusybox } from '../src/guest/busybox.js';
 import { ensureInstalled, QEMU_X86, type Requirement } from '../src/guest/debian.js';
 import { findKernel } from '../src/guest/kernel.js';
+import { linkForNpx } from './npx.js';
 import { runVitest, say } from './vitest.js';
 
 const REQUIREMENTS: readonly Requirement[] = [
@@ -22,6 +23,7 @@ if (process.argv.length === 2) {
   const options = { onProgress: say };
   await ensureInstalled(REQUIREMENTS, options);
   await findBusybox({ ...options, fetch: true });
+  await linkForNpx();
   for (const flavour of ['cloud', 'generic'] as const) await findKernel({ flavour, fetch: true, ...options });
 }
 
