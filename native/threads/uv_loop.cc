@@ -55,6 +55,4 @@ void FdPoll::Stop(std::function<void()> then) {
   });
 }
 
-void FdPoll::Unref() { uv_unref(reinterpret_cast<uv_handle_t*>(&handle_->poll)); }
-
 }  // namespace vmexit

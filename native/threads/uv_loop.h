@@ -42,7 +42,6 @@ class FdPoll {
   void Stop() { Stop(nullptr); }
   // then: called once libuv has let go of the handle.
   void Stop(std::function<void()> then);
-  void Unref();
 
  private:
   struct Handle;
