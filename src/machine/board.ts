@@ -27,6 +27,7 @@ import { VirtioDevices } from './devices.js';
 import { IRQS, KVM_IDENTITY_MAP_GPA, KVM_TSS_GPA, MEMORY_LAYOUT, PORTS } from './layout.js';
 import type { MachineConfig, MachineExit, MachineStats } from './machine.js';
 import { ramRegions } from './memory-map.js';
+import type { StreamHub } from './stream-hub.js';
 import { setUpBootVcpu } from './vcpu-setup.js';
 import { VirtioHost } from './virtio-host.js';
 
@@ -35,6 +36,8 @@ export interface BoardEvents {
   console: UartOutput & { output: PortOutput };
   /** The console has room for input again. */
   onInputRoom: () => void;
+  /** Streams of devices to the program's thread. They outlive the board: a reset is not their end. */
+  streams: StreamHub;
   /** The guest ended itself. Called from inside an exit's handling; the run loop returns after it. */
   onEnd: (exit: MachineExit) => void;
   /** The run loop pauses for the event loop, or has served a batch of exits. */

@@ -2,8 +2,9 @@ import { Worker } from 'node:worker_threads';
 import { VmmError } from '../errors.js';
 import { ConsoleStream } from './console-stream.js';
 import type { Machine, MachineConfig, MachineExit, MachineState, MachineStats } from './machine.js';
+import { fromPlainError } from './plain-error.js';
+import { StreamHub } from './stream-hub.js';
 import {
-  fromPlainError,
   OUTPUT_WINDOW_BYTES,
   OutputWindow,
   type FromWorker,
@@ -23,6 +24,8 @@ export class KvmMachine implements Machine {
   readonly accel = 'kvm';
   readonly console: ConsoleStream;
   readonly exited: Promise<MachineExit>;
+  /** Streams to and from devices in the worker. */
+  readonly streams: StreamHub;
   readonly #worker: Worker;
   readonly #calls = new Map<number, { resolve: (value: unknown) => void; reject: (error: VmmError) => void }>();
   #lastCall = 0;
@@ -61,6 +64,7 @@ export class KvmMachine implements Machine {
       execArgv: [],
       name: 'vmexit',
     });
+    this.streams = new StreamHub((message, transfer) => this.#worker.postMessage(message, transfer));
     this.console = new ConsoleStream({
       write: (bytes, taken) => {
         this.#inputTaken = taken;
@@ -178,6 +182,9 @@ export class KvmMachine implements Machine {
       case 'input-taken':
         this.#inputTaken?.();
         break;
+      case 'stream':
+        this.streams.receive(message);
+        break;
       case 'exit':
         this.#end(() => this.#settleExited.resolve(message.exit));
         break;
@@ -205,12 +212,12 @@ export class KvmMachine implements Machine {
     }
   }
 
-  #call(method: keyof WorkerMethods): Promise<unknown> {
+  #call<M extends keyof WorkerMethods>(method: M, ...args: Parameters<WorkerMethods[M]>): Promise<unknown> {
     return new Promise((resolve, reject) => {
       const id = ++this.#lastCall;
       this.#calls.set(id, { resolve, reject });
       this.#updateRef();
-      this.#send({ type: 'call', id, method });
+      this.#send({ type: 'call', id, method, args });
     });
   }
 

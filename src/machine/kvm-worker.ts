@@ -7,9 +7,10 @@ import type { FatalExit } from '../loop/run-loop.js';
 import { Board } from './board.js';
 import { describeExit, reportCrash } from './crash.js';
 import type { MachineExit, MachineStats } from './machine.js';
+import { toPlainError } from './plain-error.js';
+import { StreamHub } from './stream-hub.js';
 import {
   OutputWindow,
-  toPlainError,
   type FromWorker,
   type ToWorker,
   type WorkerData,
@@ -23,6 +24,7 @@ const RFLAGS_IF = 1n << 9n;
 
 const { config, window } = workerData as WorkerData;
 const send = (message: FromWorker) => parentPort!.postMessage(message);
+const streams = new StreamHub((message, transfer) => parentPort!.postMessage(message, transfer));
 
 /** Collects the guest's console output and sends it in pieces: when one is full, and whenever the event loop turns. */
 class ConsoleSink {
@@ -77,6 +79,7 @@ class WorkerMachine implements WorkerMethods {
     this.#board = await Board.create(this.#kvm, config, {
       console: this.#sink,
       onInputRoom: () => this.#feedInput(),
+      streams,
       onEnd: (exit) => (this.#exit ??= exit),
       onTurn: () => this.#sink.flush(),
     });
@@ -161,6 +164,7 @@ class WorkerMachine implements WorkerMethods {
     this.#ended = true;
     clearInterval(this.#haltCheck);
     this.#sink.flush();
+    streams.end();
     if (this.#exit) send({ type: 'exit', exit: this.#exit });
   }
 
@@ -208,6 +212,9 @@ async function main(): Promise<void> {
       case 'call':
         void answer(machine, message);
         break;
+      case 'stream':
+        streams.receive(message);
+        break;
       case 'input':
         machine.input(message.bytes);
         break;
@@ -219,9 +226,11 @@ async function main(): Promise<void> {
   send({ type: 'ready' });
 }
 
-async function answer(machine: WorkerMachine, { id, method }: { id: number; method: keyof WorkerMethods }) {
+async function answer(machine: WorkerMachine, { id, method, args }: Extract<ToWorker, { type: 'call' }>) {
   try {
-    send({ type: 'answer', id, value: await machine[method]() });
+    // The other side's types say what arguments a method has.
+    const methods = machine as unknown as Record<string, (...args: unknown[]) => unknown>;
+    send({ type: 'answer', id, value: await methods[method](...args) });
   } catch (error) {
     send({ type: 'answer', id, error: toPlainError(error) });
   }

@@ -1,5 +1,6 @@
-import { VmmError, type VmmErrorCode } from '../errors.js';
 import type { MachineConfig, MachineExit, MachineStats } from './machine.js';
+import type { PlainError } from './plain-error.js';
+import type { StreamMessage } from './stream-hub.js';
 
 /** What the main thread asks of a machine's worker, and what each answers. */
 export interface WorkerMethods {
@@ -15,13 +16,15 @@ export interface WorkerMethods {
 }
 
 export type ToWorker =
-  | { type: 'call'; id: number; method: keyof WorkerMethods }
+  | { type: 'call'; id: number; method: keyof WorkerMethods; args: unknown[] }
+  | StreamMessage
   | { type: 'input'; bytes: Uint8Array }
   /** There is room for output again: see {@link OutputWindow}. */
   | { type: 'output-room' };
 
 export type FromWorker =
   | { type: 'ready' }
+  | StreamMessage
   | { type: 'failed'; error: PlainError }
   | { type: 'answer'; id: number; value?: unknown; error?: PlainError }
   | { type: 'output'; bytes: Uint8Array }
@@ -33,36 +36,6 @@ export interface WorkerData {
   config: MachineConfig;
   /** Shared memory of the {@link OutputWindow}. */
   window: SharedArrayBuffer;
-}
-
-/** An error that crosses threads: structured cloning keeps neither the class nor the code. */
-export interface PlainError {
-  message: string;
-  code?: VmmErrorCode;
-  operation?: string;
-  errno?: string;
-  stack?: string;
-}
-
-export function toPlainError(error: unknown): PlainError {
-  if (!(error instanceof Error)) return { message: String(error) };
-  const { message, stack } = error;
-  const { code, operation, errno } = error instanceof VmmError ? error : {};
-  return {
-    message,
-    ...(stack !== undefined && { stack }),
-    ...(code !== undefined && { code }),
-    ...(operation !== undefined && { operation }),
-    ...(errno !== undefined && { errno }),
-  };
-}
-
-/** @returns A VmmError; code "MACHINE_FAILED" for an error that was none. */
-export function fromPlainError({ message, code, operation, errno, stack }: PlainError): VmmError {
-  const details = { ...(operation !== undefined && { operation }), ...(errno !== undefined && { errno }) };
-  const error = new VmmError(code ?? 'MACHINE_FAILED', message, details);
-  if (stack !== undefined) error.stack = stack;
-  return error;
 }
 
 /** Console output that may be under way from the worker to its reader, in bytes. */
