@@ -7,7 +7,7 @@ export interface ElfSegment extends GpaRange {
   readonly bytes: Uint8Array;
 }
 
-/** A static ELF64 executable for x86-64, checked against the file and against itself. */
+/** A static executable for x86, checked against the file and against itself. */
 export interface ElfImage {
   /** In ascending order of address, disjoint, none empty. */
   segments: readonly ElfSegment[];
@@ -20,12 +20,38 @@ export interface ElfImage {
 }
 
 const ELF_MAGIC = 0x464c457f; // "\x7fELF", little-endian
+const ELFCLASS32 = 1;
 const ELFCLASS64 = 2;
 const ELFDATA2LSB = 1;
 const ET_EXEC = 2;
+const EM_386 = 3;
 const EM_X86_64 = 62;
-const EHDR_BYTES = 64;
-const PHDR_BYTES = 56;
+/** Field offsets of either class (System V ABI, figures 4-3 and 5-1). */
+const ELF32 = {
+  EHDR_BYTES: 52,
+  PHOFF: 28,
+  PHENTSIZE: 42,
+  PHNUM: 44,
+  PHDR_BYTES: 32,
+  P_OFFSET: 4,
+  P_VADDR: 8,
+  P_PADDR: 12,
+  P_FILESZ: 16,
+  P_MEMSZ: 20,
+} as const;
+const ELF64 = {
+  EHDR_BYTES: 64,
+  PHOFF: 32,
+  PHENTSIZE: 54,
+  PHNUM: 56,
+  PHDR_BYTES: 56,
+  P_OFFSET: 8,
+  P_VADDR: 16,
+  P_PADDR: 24,
+  P_FILESZ: 32,
+  P_MEMSZ: 40,
+} as const;
+const E_ENTRY = 24;
 const PT_LOAD = 1;
 const PT_NOTE = 4;
 const NOTE_HEADER_BYTES = 12;
@@ -33,7 +59,7 @@ const XEN_ELFNOTE_PHYS32_ENTRY = 18; // Xen public/elfnote.h
 /** A kernel has a handful. More would make the overlap check below expensive. */
 const MAX_PROGRAM_HEADERS = 64;
 /** The largest image x86-64 Linux can link (KERNEL_IMAGE_SIZE). A bigger .bss would be gigabytes of clearing. */
-const MAX_SPAN_BYTES = 2 ** 30;
+export const MAX_SPAN_BYTES = 2 ** 30;
 /** A PVH note has 16 or 20 bytes; a large PT_NOTE segment is not worth walking. */
 const MAX_NOTE_BYTES = 2 ** 16;
 
@@ -50,20 +76,35 @@ export function isElf(file: Uint8Array): boolean {
   return file.length >= 4 && viewOf(file).getUint32(0, true) === ELF_MAGIC;
 }
 
+/** Whether it says of itself that it is an ELF64 file; nothing else of it is looked at. */
+export function isElf64(file: Uint8Array): boolean {
+  return isElf(file) && file[4] === ELFCLASS64;
+}
+
 /**
  * Reads the program headers of an ELF64 kernel (System V ABI, chapter 5) and its PVH note.
  *
- * @throws VmmError code "BAD_KERNEL" when it is damaged, truncated, not static, not for x86-64, or contradicts itself.
+ * @param allow32 Takes ELF32 files too: code for i386, or 64-bit code in a 32-bit wrapper.
+ * @throws VmmError code "BAD_KERNEL" when it is damaged, truncated, not static, not for x86, or contradicts itself.
  */
-export function parseElf(file: Uint8Array): ElfImage {
-  if (!isElf(file) || file.length < EHDR_BYTES) throw bad('is truncated: its ELF header is not complete');
+export function parseElf(file: Uint8Array, { allow32 = false } = {}): ElfImage {
+  if (!isElf(file) || file.length < ELF32.EHDR_BYTES) throw bad('is truncated: its ELF header is not complete');
   const view = viewOf(file);
-  if (view.getUint8(4) !== ELFCLASS64 || view.getUint8(5) !== ELFDATA2LSB || view.getUint16(18, true) !== EM_X86_64) {
-    throw bad('is an ELF file for another architecture; supported is little-endian ELF64 for x86-64');
+  const fields = view.getUint8(4) === ELFCLASS64 ? ELF64 : ELF32;
+  const machine = view.getUint16(18, true);
+  const supported =
+    view.getUint8(5) === ELFDATA2LSB &&
+    (fields === ELF64
+      ? machine === EM_X86_64
+      : allow32 && view.getUint8(4) === ELFCLASS32 && (machine === EM_386 || machine === EM_X86_64));
+  if (!supported) {
+    const what = allow32 ? 'ELF for x86' : 'ELF64 for x86-64; a 32-bit kernel needs a Multiboot header';
+    throw bad(`is an ELF file for another architecture; supported is little-endian ${what}`);
   }
+  if (file.length < fields.EHDR_BYTES) throw bad('is truncated: its ELF header is not complete');
   if (view.getUint16(16, true) !== ET_EXEC) throw bad('is no static ELF executable (ET_EXEC); link it statically');
 
-  const headers = readProgramHeaders(view);
+  const headers = readProgramHeaders(view, fields);
   const loads = headers.filter((header) => header.type === PT_LOAD && header.memoryBytes > 0);
   if (loads.length === 0) throw bad('has nothing to load: no PT_LOAD segment');
   const segments = loads
@@ -84,7 +125,7 @@ export function parseElf(file: Uint8Array): ElfImage {
   const span = { gpa, sizeBytes: last.gpa + last.sizeBytes - gpa };
   if (span.sizeBytes > MAX_SPAN_BYTES) throw bad(`spans ${formatRange(span)}; supported is up to 1 GiB`);
 
-  const image: ElfImage = { segments, span, entryGpa: physicalEntry(view.getBigUint64(24, true), loads) };
+  const image: ElfImage = { segments, span, entryGpa: physicalEntry(wordAt(view, E_ENTRY, fields), loads) };
   const pvhEntry = findPvhEntry(file, headers);
   if (pvhEntry !== undefined) {
     if (!contains(loads, pvhEntry)) throw bad('has a PVH entry point outside what it loads');
@@ -93,12 +134,12 @@ export function parseElf(file: Uint8Array): ElfImage {
   return image;
 }
 
-function readProgramHeaders(view: DataView): ProgramHeader[] {
-  const tableOffset = toOffset(view.getBigUint64(32, true), 'program header table');
-  const entryBytes = view.getUint16(54, true);
-  const count = view.getUint16(56, true);
+function readProgramHeaders(view: DataView, fields: typeof ELF32 | typeof ELF64): ProgramHeader[] {
+  const tableOffset = toOffset(wordAt(view, fields.PHOFF, fields), 'program header table');
+  const entryBytes = view.getUint16(fields.PHENTSIZE, true);
+  const count = view.getUint16(fields.PHNUM, true);
   if (count > MAX_PROGRAM_HEADERS) throw bad(`has ${count} program headers; supported are ${MAX_PROGRAM_HEADERS}`);
-  if (count > 0 && entryBytes < PHDR_BYTES) throw bad(`has program headers of ${entryBytes} bytes`);
+  if (count > 0 && entryBytes < fields.PHDR_BYTES) throw bad(`has program headers of ${entryBytes} bytes`);
   if (tableOffset + count * entryBytes > view.byteLength) throw bad('is truncated: program headers lie beyond its end');
 
   const headers: ProgramHeader[] = [];
@@ -108,11 +149,11 @@ function readProgramHeaders(view: DataView): ProgramHeader[] {
     if (type !== PT_LOAD && type !== PT_NOTE) continue;
     const header = {
       type,
-      offset: toOffset(view.getBigUint64(at + 8, true), 'segment offset'),
-      vaddr: view.getBigUint64(at + 16, true),
-      paddr: toOffset(view.getBigUint64(at + 24, true), 'segment address'),
-      fileBytes: toOffset(view.getBigUint64(at + 32, true), 'segment size'),
-      memoryBytes: toOffset(view.getBigUint64(at + 40, true), 'segment size'),
+      offset: toOffset(wordAt(view, at + fields.P_OFFSET, fields), 'segment offset'),
+      vaddr: wordAt(view, at + fields.P_VADDR, fields),
+      paddr: toOffset(wordAt(view, at + fields.P_PADDR, fields), 'segment address'),
+      fileBytes: toOffset(wordAt(view, at + fields.P_FILESZ, fields), 'segment size'),
+      memoryBytes: toOffset(wordAt(view, at + fields.P_MEMSZ, fields), 'segment size'),
     };
     if (header.offset + header.fileBytes > view.byteLength) throw bad('is truncated: a segment lies beyond its end');
     if (type === PT_LOAD && header.fileBytes > header.memoryBytes) throw bad('has a segment larger than its memory');
@@ -155,6 +196,11 @@ function findPvhEntry(file: Uint8Array, headers: readonly ProgramHeader[]): numb
     }
   }
   return undefined;
+}
+
+/** An address, offset or size: as wide as the file's class. */
+function wordAt(view: DataView, at: number, fields: typeof ELF32 | typeof ELF64): bigint {
+  return fields === ELF64 ? view.getBigUint64(at, true) : BigInt(view.getUint32(at, true));
 }
 
 /** Addresses and offsets fit physical address space (52 bits): sums of two stay exact in a number. */

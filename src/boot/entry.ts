@@ -15,8 +15,10 @@ export interface EntryState {
   rsp: bigint;
   /** boot_params, for the Linux 64-bit boot protocol. */
   rsi: bigint;
-  /** hvm_start_info, for PVH. */
+  /** hvm_start_info for PVH, the boot information for Multiboot. */
   rbx: bigint;
+  /** A boot protocol's magic number (Multiboot), else 0. */
+  rax: bigint;
   /** PML4 in long mode, else 0. */
   cr3: bigint;
   gdtGpa: number;
@@ -53,6 +55,7 @@ export function prepareLongMode(memory: GuestMemory, layout: BootLayout, rip: bi
     rsp: BigInt(layout.stackTopGpa),
     rsi: BigInt(layout.zeroPageGpa),
     rbx: 0n,
+    rax: 0n,
     cr3: writeIdentityPageTables(memory, layout.pageTablesGpa),
     gdtGpa: layout.gdtGpa,
     gdtLimit: GDT_BYTES - 1,
@@ -60,15 +63,25 @@ export function prepareLongMode(memory: GuestMemory, layout: BootLayout, rip: bi
   };
 }
 
-/** Prepares 32-bit entry as the PVH ABI asks: flat segments, paging off, EBX at hvm_start_info. */
-export function prepareProtectedMode(memory: GuestMemory, layout: BootLayout, rip: bigint): EntryState {
+/**
+ * Prepares 32-bit entry as PVH and Multiboot ask: flat segments, paging off.
+ *
+ * @param registers EBX, where the boot information is, and EAX.
+ */
+export function prepareProtectedMode(
+  memory: GuestMemory,
+  layout: BootLayout,
+  rip: bigint,
+  { rbx, rax = 0n }: { rbx: bigint; rax?: bigint },
+): EntryState {
   writeGdt(memory, layout.gdtGpa, 'protected');
   return {
     mode: 'protected',
     rip,
     rsp: BigInt(layout.stackTopGpa),
     rsi: 0n,
-    rbx: BigInt(layout.pvhInfoGpa),
+    rbx,
+    rax,
     cr3: 0n,
     gdtGpa: layout.gdtGpa,
     gdtLimit: GDT_BYTES - 1,

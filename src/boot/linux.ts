@@ -3,10 +3,11 @@ import type { GuestMemory } from '../memory/guest-memory.js';
 import { writeBootParams } from './boot-params.js';
 import { isBzImage, parseBzImage, type BzImage } from './bzimage.js';
 import { unpackPayload } from './decompress.js';
-import { buildE820, lowRegion, type E820Entry } from './e820.js';
+import { buildE820, type E820Entry } from './e820.js';
 import { isElf, parseElf, type ElfImage } from './elf.js';
 import { prepareLongMode, prepareProtectedMode, type EntryState } from './entry.js';
-import { alignDown, formatRange, type BootLayout, type GpaRange } from './layout.js';
+import { formatRange, type BootLayout, type GpaRange } from './layout.js';
+import { copyIn, encodeCmdline, placeInitrd, requireInLowMemory } from './placement.js';
 import { writePvhStartInfo } from './pvh.js';
 
 export interface LinuxBoot {
@@ -40,8 +41,8 @@ export interface BootFacts {
 }
 
 export interface LoadedKernel extends BootFacts {
-  /** How it is entered: a bzImage's own decompressor, a vmlinux by the 64-bit protocol, or a vmlinux by PVH. */
-  kind: 'bzimage' | 'vmlinux' | 'pvh';
+  /** How it is entered: a bzImage's own decompressor, a vmlinux by the 64-bit protocol, a vmlinux by PVH, or Multiboot. */
+  kind: 'bzimage' | 'vmlinux' | 'pvh' | 'multiboot';
   entry: EntryState;
   /** Memory the kernel occupies, what it clears and unpacks into included. */
   kernel: GpaRange;
@@ -51,10 +52,6 @@ export interface LoadedKernel extends BootFacts {
 
 /** What x86-64 Linux takes (COMMAND_LINE_SIZE less the NUL, initrd_addr_max), for a file without a setup header. */
 const VMLINUX_LIMITS = { cmdlineMaxLength: 2047, initrdAddrMax: 0x7fffffff };
-/** Page size: initrds are placed on such a boundary. */
-const PAGE_BYTES = 4096;
-/** Largest single copy into guest memory (`GuestMemory` bounds one access). */
-const COPY_CHUNK_BYTES = 2 ** 28;
 
 /**
  * Puts a kernel, its initrd and its command line into guest memory, with everything its boot protocol asks for.
@@ -77,7 +74,7 @@ export async function loadLinux(
   if (!isBzImage(boot.kernel)) {
     throw new VmmError(
       'BAD_KERNEL',
-      'the kernel image is neither a Linux bzImage (vmlinuz) nor an ELF64 file (vmlinux); both for x86-64 are supported',
+      'the kernel image is no Linux bzImage (vmlinuz), no ELF64 file (vmlinux) and has no Multiboot header: these are supported',
     );
   }
   const image = parseBzImage(boot.kernel);
@@ -147,7 +144,7 @@ function loadElf(
     writePvhStartInfo(memory, layout.pvhInfoGpa, { ...parts.facts, memoryMap: parts.facts.e820 });
     return {
       kind: 'pvh',
-      entry: prepareProtectedMode(memory, layout, BigInt(elf.pvhEntryGpa)),
+      entry: prepareProtectedMode(memory, layout, BigInt(elf.pvhEntryGpa), { rbx: BigInt(layout.pvhInfoGpa) }),
       kernel,
       ...parts.facts,
     };
@@ -184,58 +181,4 @@ function checkParts(
 function writeParts(memory: GuestMemory, { facts, cmdline, initrd }: BootParts): void {
   memory.write(facts.cmdlineGpa, cmdline);
   if (facts.initrd && initrd) copyIn(memory, facts.initrd.gpa, initrd);
-}
-
-function requireInLowMemory(memory: GuestMemory, layout: BootLayout, kernel: GpaRange): void {
-  const end = Math.min(lowRegion(memory.regions, layout).sizeBytes, layout.mmioHole.gpa);
-  if (kernel.gpa + kernel.sizeBytes > end) {
-    throw new VmmError(
-      'OUT_OF_GUEST_MEMORY',
-      `the kernel needs ${formatRange(kernel)}, guest memory below the MMIO hole ends at 0x${end.toString(16)}: ` +
-        `give the machine more than ${Math.ceil((kernel.gpa + kernel.sizeBytes) / 2 ** 20)} MiB`,
-    );
-  }
-}
-
-/** The command line with its NUL. @throws VmmError code "BAD_CMDLINE" */
-function encodeCmdline(cmdline: string, maxLength: number): Uint8Array {
-  const bytes = new TextEncoder().encode(`${cmdline}\0`);
-  if (bytes.indexOf(0) !== bytes.length - 1) {
-    throw new VmmError('BAD_CMDLINE', 'the kernel command line contains a NUL; remove it');
-  }
-  if (bytes.length - 1 > maxLength) {
-    throw new VmmError(
-      'BAD_CMDLINE',
-      `the kernel command line has ${bytes.length - 1} bytes, this kernel takes at most ${maxLength}; shorten it`,
-    );
-  }
-  return bytes;
-}
-
-/** As high as the kernel allows, clear of where it unpacks itself. @throws VmmError code "BAD_INITRD" */
-function placeInitrd(
-  memory: GuestMemory,
-  layout: BootLayout,
-  initrd: Uint8Array,
-  kernel: GpaRange,
-  addrMax: number,
-): GpaRange {
-  if (initrd.length === 0) throw new VmmError('BAD_INITRD', 'the initrd is empty; leave it out or give a cpio archive');
-  const ceiling = Math.min(lowRegion(memory.regions, layout).sizeBytes, layout.mmioHole.gpa, addrMax + 1);
-  const gpa = alignDown(ceiling - initrd.length, PAGE_BYTES);
-  if (gpa < kernel.gpa + kernel.sizeBytes) {
-    const room = Math.max(0, ceiling - (kernel.gpa + kernel.sizeBytes));
-    throw new VmmError(
-      'BAD_INITRD',
-      `the initrd has ${initrd.length} bytes, between the kernel and 0x${ceiling.toString(16)} there are ${room}: ` +
-        'give the machine more memory or use a smaller initrd',
-    );
-  }
-  return { gpa, sizeBytes: initrd.length };
-}
-
-function copyIn(memory: GuestMemory, gpa: number, bytes: Uint8Array): void {
-  for (let offset = 0; offset < bytes.length; offset += COPY_CHUNK_BYTES) {
-    memory.write(gpa + offset, bytes.subarray(offset, offset + COPY_CHUNK_BYTES));
-  }
 }

@@ -24,6 +24,7 @@ Exit status:
   120  the guest asked for a reset
   121  the guest's kernel panicked
   122  the guest crashed: its registers and code are on standard error
+  a byte that the guest wrote to the debug-exit port (0xf4); for a Multiboot kernel as in QEMU, (byte << 1) | 1
   124  --timeout was over
   130, 143, 129  vmexit got SIGINT, SIGTERM, SIGHUP
   141  nobody reads standard output any more
@@ -42,3 +43,6 @@ export const statusOf = (reason: ExitReason): number => BY_REASON[reason];
 
 /** As shells have it. */
 export const statusOfSignal = (signal: NodeJS.Signals): number => 128 + constants.signals[signal];
+
+/** What QEMU's isa-debug-exit makes of what a guest writes: never 0, so that a guest cannot claim QEMU's success. */
+export const statusAsInQemu = (debugExit: number): number => ((debugExit << 1) | 1) & 0xff;

@@ -38,7 +38,7 @@ export function makeProgram(exit: (status: number) => void): Command {
         "Debian's cloud kernel is fetched, once; without --initrd, an initramfs with busybox is made.",
     )
     .argument('[command...]', 'what to run in the guest, after `--`')
-    .option('--kernel <file>', 'kernel to boot: a bzImage (vmlinuz) or an ELF vmlinux')
+    .option('--kernel <file>', 'kernel to boot: a bzImage (vmlinuz), an ELF vmlinux, or a Multiboot kernel')
     .option('--initrd <file>', 'initial RAM disk to boot with')
     .option('--cmdline <string>', 'kernel parameters (default: quiet); boot messages then go to standard error')
     .option('--cpus <n>', 'virtual CPUs', parsePositiveInteger, 1)

@@ -1,6 +1,8 @@
 import { VmmError } from '../errors.js';
 import { chooseAccelerator } from '../machine/accelerator.js';
 import { deviceConfig, guestDevices, type DeviceOptions } from './device-options.js';
+import { isForeignKernel } from '../machine/foreign.js';
+import { statusAsInQemu } from './exit-status.js';
 import { prepareImages } from './images.js';
 import { say } from './output.js';
 import { runSession, type SessionResult } from './session.js';
@@ -34,14 +36,23 @@ export async function run(command: readonly string[], options: RunOptions): Prom
   // An insisting user hears why it may fail.
   if (interactive || (accel === 'kvm' && reason.includes('cannot run'))) say(reason);
 
+  const foreign = options.kernel !== undefined && (await isForeignKernel(options.kernel));
+  if (foreign && hasCommand) {
+    throw new VmmError(
+      'INVALID_ARGUMENT',
+      'a COMMAND is for Linux; give a Multiboot kernel its arguments by --cmdline',
+    );
+  }
+
   let result: SessionResult;
-  if (options.initrd !== undefined) {
+  if (options.initrd !== undefined || foreign) {
     if (options.kernel === undefined) throw new VmmError('INVALID_ARGUMENT', '--initrd needs --kernel');
     if (interactive) sayEscape();
     result = await runSession({
       vm: { kernel: options.kernel, initrd: options.initrd, cmdline: options.cmdline, cpus, memory, accel, ...devices },
       interactive,
       timeoutMs,
+      ...(foreign && { statusOfDebugExit: statusAsInQemu }),
     });
   } else {
     await using images = await prepareImages(chosen, {

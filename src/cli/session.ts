@@ -17,6 +17,8 @@ export interface SessionOptions {
   /** Show what the guest prints before its mark, on standard error. */
   showBoot?: boolean;
   timeoutMs?: number | undefined;
+  /** The status for a byte that the guest writes to the debug-exit port. Default: that byte. */
+  statusOfDebugExit?: (debugExit: number) => number;
   /** Told once, when the machine is made. */
   onCreated?: (vm: MicroVM) => void;
 }
@@ -110,8 +112,10 @@ export async function runSession(options: SessionOptions): Promise<SessionResult
       complain('the guest ended before its user space was up');
     }
     if (!interruption) explain(exit);
+    const { statusOfDebugExit = (value: number) => value } = options;
+    const ownStatus = exit.debugExit === undefined ? statusOf(exit.reason) : statusOfDebugExit(exit.debugExit);
     return {
-      status: interruption?.status ?? exit.debugExit ?? statusOf(exit.reason),
+      status: interruption?.status ?? ownStatus,
       exit,
       accel: vm.accel,
       accelReason: vm.accelReason,

@@ -1,7 +1,8 @@
 import { readFile } from 'node:fs/promises';
 import { ACPI_POWER, writeAcpiTables, type AcpiDevice } from '../boot/acpi.js';
 import type { EntryState } from '../boot/entry.js';
-import { loadLinux, type LinuxBoot } from '../boot/linux.js';
+import { bootProtocol, loadKernel } from '../boot/kernel.js';
+import type { LinuxBoot } from '../boot/linux.js';
 import { writeMpTable } from '../boot/mptable.js';
 import { Bus } from '../bus/bus.js';
 import { AcpiPm } from '../devices/legacy/acpi-pm.js';
@@ -25,6 +26,7 @@ import type { GuestMemory } from '../memory/guest-memory.js';
 import { guestCpuid } from './cpuid-policy.js';
 import { VirtioDevices } from './devices.js';
 import { IRQS, KVM_IDENTITY_MAP_GPA, KVM_TSS_GPA, MEMORY_LAYOUT, PORTS } from './layout.js';
+import { foreignCmdline } from './foreign.js';
 import type { MachineConfig, MachineExit, MachineStats } from './machine.js';
 import { ramRegions } from './memory-map.js';
 import type { StreamHub } from './stream-hub.js';
@@ -91,7 +93,8 @@ export class Board {
     }
     try {
       await board.#addVirtio(config, events);
-      const entry = await board.#load({ kernel, cmdline: config.cmdline, ...(initrd && { initrd }) }, config.cpus);
+      const cmdline = bootProtocol(kernel) === 'multiboot' ? foreignCmdline(config) : config.cmdline;
+      const entry = await board.#load({ kernel, cmdline, ...(initrd && { initrd }) }, config.cpus);
       board.#addVcpus(kvm, entry, config.cpus, events.onTurn);
       return board;
     } catch (error) {
@@ -222,7 +225,7 @@ export class Board {
     });
     writeMpTable(memory, MEMORY_LAYOUT, { cpus });
     const reserved = this.#virtioHost?.reserved ?? [];
-    return (await loadLinux(memory, MEMORY_LAYOUT, boot, { rsdpGpa, reserved })).entry;
+    return (await loadKernel(memory, MEMORY_LAYOUT, boot, { rsdpGpa, reserved })).entry;
   }
 
   #addVcpus(kvm: Kvm, entry: EntryState, cpus: number, onTurn: () => void): void {

@@ -61,8 +61,10 @@ export type NetConfig = { mac?: string } & ({ type: 'user'; forwards: PortForwar
 export interface MachineConfig {
   kernelPath: string;
   initrdPath?: string;
-  /** The whole kernel command line: nothing is added to it. */
+  /** Linux's whole command line: nothing is added to it. */
   cmdline: string;
+  /** What the user gave of it. Another kernel gets its name and this. */
+  kernelArguments: string;
   cpus: number;
   memoryBytes: number;
   /** Where the guest's console is. */

@@ -76,11 +76,14 @@ const schema = z.strictObject({
 
 /** What a `MicroVM` is made from. */
 export interface MicroVMOptions {
-  /** Path of a kernel for x86-64: a bzImage (`vmlinuz`) or an ELF file (`vmlinux`). */
+  /** Path of a kernel: Linux for x86-64, a bzImage (`vmlinuz`) or an ELF file (`vmlinux`); or one with a Multiboot header. */
   kernel: string;
-  /** Path of an initial RAM disk. */
+  /** Path of an initial RAM disk; a Multiboot kernel's module. */
   initrd?: string | undefined;
-  /** Kernel parameters, after `console=ttyS0 panic=-1` (or `hvc0`), which they override. */
+  /**
+   * Kernel parameters. Linux gets them after `console=ttyS0 panic=-1` (or `hvc0`), which they override; a Multiboot kernel
+   * after its file's name.
+   */
   cmdline?: string | undefined;
   /** Virtual CPUs, 1 to 255. Default 1. */
   cpus?: number | undefined;
@@ -133,6 +136,7 @@ export function parseOptions(options: MicroVMOptions): { config: MachineConfig; 
       kernelPath: resolve(kernel),
       ...(initrd !== undefined && { initrdPath: resolve(initrd) }),
       cmdline: cmdline.trim() === '' ? base : `${base} ${cmdline.trim()}`,
+      kernelArguments: cmdline.trim(),
       cpus,
       memoryBytes: memory,
       drives: drives.map(({ serial, ...drive }) => ({

@@ -2,6 +2,7 @@ import { VmmError } from '../errors.js';
 import { describeExit, QemuProcess, type QemuExit } from '../backends/qemu/process.js';
 import type { QmpShutdownCause } from '../backends/qemu/qmp.js';
 import { allHalted, parseBytes, parseCodeBits, parseRegisters } from '../backends/qemu/registers.js';
+import { isForeignKernel } from './foreign.js';
 import type { CrashReport, MachineConfig, MachineExit } from './machine.js';
 
 /**
@@ -46,11 +47,13 @@ export class QemuGuest {
 
   /** Starts QEMU; the guest waits before its first instruction. @throws as `QemuProcess.start` does. */
   static async create(config: MachineConfig, options: { signal?: AbortSignal } = {}): Promise<QemuGuest> {
+    // QEMU puts a Multiboot kernel's name first by itself.
+    const foreign = await isForeignKernel(config.kernelPath);
     return new QemuGuest(
       await QemuProcess.start({
         program: 'qemu-system-x86_64',
         chardevs: ['serial0', 'debug'],
-        args: qemuArguments(config),
+        args: qemuArguments(config, foreign ? config.kernelArguments : config.cmdline),
         ...options,
       }),
     );
@@ -170,11 +173,11 @@ export class QemuGuest {
   }
 }
 
-function qemuArguments(config: MachineConfig): string[] {
+function qemuArguments(config: MachineConfig, cmdline: string): string[] {
   return [
     ...['-M', MACHINE, '-cpu', 'max', '-smp', String(config.cpus)],
     ...['-m', `size=${Math.ceil(config.memoryBytes / 2 ** 10)}k`],
-    ...['-kernel', config.kernelPath, '-append', config.cmdline],
+    ...['-kernel', config.kernelPath, '-append', cmdline],
     ...(config.initrdPath === undefined ? [] : ['-initrd', config.initrdPath]),
     ...['-serial', 'chardev:serial0', '-device', DEBUG_EXIT_BYTE, '-device', DEBUG_EXIT, '-device', 'pvpanic'],
     // The guest's end stops it, so that it can be looked at; `quit` then ends the process.

@@ -1,6 +1,8 @@
 import { readFile, stat } from 'node:fs/promises';
 import { isBzImage, parseBzImage } from '../boot/bzimage.js';
-import { isElf, parseElf } from '../boot/elf.js';
+import { isElf, isElf64, parseElf } from '../boot/elf.js';
+import { bootProtocol } from '../boot/kernel.js';
+import { parseMultiboot } from '../boot/multiboot.js';
 import { VmmError } from '../errors.js';
 import type { MachineConfig } from './machine.js';
 
@@ -18,7 +20,16 @@ export async function checkImages({ kernelPath, initrdPath, cmdline, memoryBytes
   });
   let cmdlineMaxBytes = CMDLINE_MAX_BYTES;
   let needed: number;
-  if (isBzImage(kernel)) {
+  if (bootProtocol(kernel) === 'multiboot') {
+    if (isElf64(kernel)) {
+      throw new VmmError(
+        'BAD_KERNEL',
+        `${kernelPath}: QEMU takes no ELF64 file by Multiboot; wrap it: objcopy -O elf32-i386 ${kernelPath} kernel.elf`,
+      );
+    }
+    const { span } = parseMultiboot(kernel);
+    needed = span.gpa + span.sizeBytes;
+  } else if (isBzImage(kernel)) {
     const image = parseBzImage(kernel);
     cmdlineMaxBytes = Math.min(cmdlineMaxBytes, image.cmdlineMaxLength);
     needed = image.loadGpa + image.runtimeBytes;
@@ -32,7 +43,10 @@ export async function checkImages({ kernelPath, initrdPath, cmdline, memoryBytes
     }
     needed = image.span.gpa + image.span.sizeBytes;
   } else {
-    throw new VmmError('BAD_KERNEL', `${kernelPath} is neither a Linux bzImage (vmlinuz) nor an ELF64 file (vmlinux)`);
+    throw new VmmError(
+      'BAD_KERNEL',
+      `${kernelPath} is no Linux bzImage (vmlinuz), no ELF64 file (vmlinux) and has no Multiboot header`,
+    );
   }
 
   const initrd =

@@ -37,9 +37,9 @@ export function setUpBootVcpu(vcpu: Vcpu, memory: GuestMemory, entry: EntryState
     gdt: { base: BigInt(entry.gdtGpa), limit: entry.gdtLimit },
     idt: { base: 0n, limit: 0 },
   });
-  const { rip, rsp, rsi, rbx } = entry;
+  const { rip, rsp, rsi, rbx, rax } = entry;
   const zeroed = Object.fromEntries(Object.keys(vcpu.getRegs()).map((name) => [name, 0n]));
-  vcpu.setRegs({ ...vcpu.getRegs(), ...zeroed, rip, rsp, rsi, rbx, rflags: RFLAGS_RESET });
+  vcpu.setRegs({ ...vcpu.getRegs(), ...zeroed, rip, rsp, rsi, rbx, rax, rflags: RFLAGS_RESET });
 }
 
 /** Virtual wire mode: the PIC's output at LINT0, NMI at LINT1. */

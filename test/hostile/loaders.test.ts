@@ -3,10 +3,19 @@ import { spawnSync } from 'node:child_process';
 import { gzipSync } from 'node:zlib';
 import { describe, expect, it } from 'vitest';
 import { DEFAULT_BOOT_LAYOUT } from '../../src/boot/layout.js';
-import { loadLinux, type LinuxBoot } from '../../src/boot/linux.js';
+import { loadKernel } from '../../src/boot/kernel.js';
+import type { LinuxBoot } from '../../src/boot/linux.js';
 import { VmmError } from '../../src/errors.js';
 import { heapGuestMemory, type GuestMemory } from '../../src/memory/guest-memory.js';
-import { buildBzImage, buildElf, lz4LegacyPayload, xzPayload, zstdPayload } from '../support/images.js';
+import {
+  buildBzImage,
+  buildElf,
+  buildElf32,
+  buildMultiboot,
+  lz4LegacyPayload,
+  xzPayload,
+  zstdPayload,
+} from '../support/images.js';
 
 const RAM = 6 * 2 ** 20;
 const MAX_LOAD_MS = 1000;
@@ -24,12 +33,17 @@ async function loadAndCheck(boot: LinuxBoot, prefer: 'bzimage' | 'vmlinux'): Pro
   const start = performance.now();
   let outcome: string;
   try {
-    const loaded = await loadLinux(memory, DEFAULT_BOOT_LAYOUT, boot, { prefer });
+    const loaded = await loadKernel(memory, DEFAULT_BOOT_LAYOUT, boot, { prefer });
     outcome = loaded.kind;
     const rip = Number(loaded.entry.rip);
     expect(rip).toBeGreaterThanOrEqual(loaded.kernel.gpa);
     expect(rip).toBeLessThan(loaded.kernel.gpa + loaded.kernel.sizeBytes);
-    expect(loaded.kernel.gpa).toBeGreaterThanOrEqual(DEFAULT_BOOT_LAYOUT.highMemoryGpa);
+    // A Multiboot kernel may lie in low memory, clear of the PC's tables and of what it is handed.
+    const { highMemoryGpa, ebdaGpa } = DEFAULT_BOOT_LAYOUT;
+    const end = loaded.kernel.gpa + loaded.kernel.sizeBytes;
+    if (loaded.kind === 'multiboot' && end <= ebdaGpa) expect(loaded.kernel.gpa).toBeGreaterThanOrEqual(0x1000);
+    else expect(loaded.kernel.gpa).toBeGreaterThanOrEqual(highMemoryGpa);
+    expect(loaded.cmdlineGpa >= end || loaded.cmdlineGpa < loaded.kernel.gpa).toBe(true);
     expect(loaded.kernel.gpa + loaded.kernel.sizeBytes).toBeLessThanOrEqual(RAM);
     if (loaded.initrd) expect(loaded.initrd.gpa).toBeGreaterThanOrEqual(loaded.kernel.gpa + loaded.kernel.sizeBytes);
   } catch (error) {
@@ -60,6 +74,10 @@ const images = {
   'zstd bzImage': buildBzImage({ payload: zstdPayload(elf) }),
   ...(hasXz && { 'xz bzImage': buildBzImage({ payload: xzPayload(elf) }) }),
 };
+const multibootImages = {
+  'flat Multiboot kernel': buildMultiboot({ addresses: [0x200000, 0x200000, 0x200060, 0x201000, 0x200020] }),
+  'Multiboot kernel in ELF32': buildElf32(0x200000, buildMultiboot(), 0x2000),
+};
 
 /** Values that tend to be wrong: boundaries of every width, and anything. */
 const nasty = fc.oneof(
@@ -89,7 +107,7 @@ function patched(file: Uint8Array, patches: readonly { offset: number; size: num
   return copy;
 }
 
-describe.each(Object.entries(images))('a mutated %s', (_, image) => {
+describe.each(Object.entries({ ...images, ...multibootImages }))('a mutated %s', (_, image) => {
   const prefer = fc.constantFrom('bzimage' as const, 'vmlinux' as const);
 
   it('loads or fails by a load error, at once, and never halfway', async () => {
@@ -116,6 +134,9 @@ describe.each(Object.entries(images))('a mutated %s', (_, image) => {
 
 it('loads every image of these tests unmutated', async () => {
   expect(await loadAndCheck({ kernel: images.ELF, cmdline: '' }, 'bzimage')).toBe('pvh');
+  for (const kernel of Object.values(multibootImages)) {
+    expect(await loadAndCheck({ kernel, cmdline: '' }, 'bzimage')).toBe('multiboot');
+  }
   for (const [name, kernel] of Object.entries(images)) {
     if (name === 'ELF') continue;
     expect(await loadAndCheck({ kernel, cmdline: '' }, 'bzimage')).toBe('bzimage');
@@ -123,7 +144,10 @@ it('loads every image of these tests unmutated', async () => {
   }
 });
 
-it('takes or refuses any initrd size and any command line', async () => {
+it.each([
+  ['bzImage', images['gzip bzImage']],
+  ['Multiboot kernel', multibootImages['flat Multiboot kernel']],
+])('takes or refuses any initrd size and any command line of a %s', async (_, kernel) => {
   const large = new Uint8Array(2 * RAM);
   const cmdlines = fc.oneof(
     fc.string({ unit: 'binary', maxLength: 3000 }),
@@ -131,10 +155,7 @@ it('takes or refuses any initrd size and any command line', async () => {
   );
   await fc.assert(
     fc.asyncProperty(fc.nat(large.length), cmdlines, async (initrdBytes, cmdline) => {
-      await loadAndCheck(
-        { kernel: images['gzip bzImage'], initrd: large.subarray(0, initrdBytes), cmdline },
-        'bzimage',
-      );
+      await loadAndCheck({ kernel, initrd: large.subarray(0, initrdBytes), cmdline }, 'bzimage');
     }),
     { numRuns: 200 },
   );

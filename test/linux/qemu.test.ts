@@ -31,6 +31,7 @@ beforeAll(async () => {
   config = {
     kernelPath: kernel.vmlinuzPath,
     initrdPath,
+    kernelArguments: 'quiet',
     cmdline: 'console=ttyS0 panic=-1 quiet',
     cpus: 1,
     memoryBytes: 256 * 2 ** 20,

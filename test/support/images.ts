@@ -57,6 +57,42 @@ export function buildElf({ segments, entry, pvhEntry }: ElfSpec): Uint8Array {
   return file;
 }
 
+/** An ELF32 executable for i386 with one segment, which holds what `bytes` are. */
+export function buildElf32(gpa: number, bytes: Uint8Array, memoryBytes = bytes.length): Uint8Array {
+  const EHDR32_BYTES = 52;
+  const PHDR32_BYTES = 32;
+  const offset = EHDR32_BYTES + PHDR32_BYTES;
+  const file = new Uint8Array(offset + bytes.length);
+  const view = new DataView(file.buffer);
+  file.set([0x7f, 0x45, 0x4c, 0x46, 1, 1, 1]);
+  view.setUint16(16, 2, true); // ET_EXEC
+  view.setUint16(18, 3, true); // EM_386
+  view.setUint32(20, 1, true);
+  view.setUint32(24, gpa, true);
+  view.setUint32(28, EHDR32_BYTES, true);
+  view.setUint16(40, EHDR32_BYTES, true);
+  view.setUint16(42, PHDR32_BYTES, true);
+  view.setUint16(44, 1, true);
+  [1, offset, gpa, gpa, bytes.length, memoryBytes].forEach((value, index) =>
+    view.setUint32(EHDR32_BYTES + index * 4, value, true),
+  );
+  file.set(bytes, offset);
+  return file;
+}
+
+export interface MultibootSpec {
+  flags?: number;
+  /** header_addr, load_addr, load_end_addr, bss_end_addr, entry_addr: they set flag 16. */
+  addresses?: readonly [number, number, number, number, number];
+}
+
+/** A Multiboot header (0.6.96, 3.1) with a right checksum, and 64 bytes of code. */
+export function buildMultiboot({ flags = 3, addresses }: MultibootSpec = {}): Uint8Array {
+  const all = (flags | (addresses ? 0x10000 : 0)) >>> 0;
+  const words = [0x1badb002, all, (2 ** 33 - 0x1badb002 - all) % 2 ** 32, ...(addresses ?? [])];
+  return Uint8Array.from([...words.flatMap(u32), ...new Uint8Array(64).fill(0xf4)]);
+}
+
 function xenNote(type: number, value: number): Uint8Array {
   const note = new Uint8Array(12 + 4 + 4);
   const view = new DataView(note.buffer);

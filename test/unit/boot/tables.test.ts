@@ -90,7 +90,7 @@ describe('64-bit entry', () => {
 
 it('enters PVH in flat 32-bit mode with paging off and EBX at hvm_start_info', () => {
   const memory = heapGuestMemory({ gpa: 0, sizeBytes: 2 * MIB });
-  const entry = prepareProtectedMode(memory, layout, 0x1000000n);
+  const entry = prepareProtectedMode(memory, layout, 0x1000000n, { rbx: BigInt(layout.pvhInfoGpa) });
   expect(readSegment(memory, entry.gdtGpa, 0x10)).toMatchObject({
     base: 0n,
     limit: 0xffffffff,

@@ -19,6 +19,7 @@ describe('options', () => {
       config: {
         kernelPath: resolve('vmlinuz'),
         cmdline: 'console=ttyS0 panic=-1',
+        kernelArguments: '',
         cpus: 1,
         memoryBytes: 256 << 20,
         console: 'serial',
