@@ -1,13 +1,16 @@
 /**
- * The process that local-crash.test.ts kills: a guest that writes generations of sectors to a file through a virtio-blk
+ * The process that disk-kill.test.ts kills: a guest that writes generations of sectors to a file through a virtio-blk
  * device, and tells by file descriptor 3 what a flush was answered for: lines of `sector:generation` pairs.
  */
 import { writeSync } from 'node:fs';
 import { FileBackend } from '../../../src/backends/local/file.js';
 import { VirtioBlk } from '../../../src/devices/virtio/blk/blk.js';
 import { BlkDriver } from '../../support/blk-driver.js';
+import { seededRandom } from '../../support/random.js';
 
-const [path, firstGeneration] = [process.argv[2], Number(process.argv[3])];
+const path = process.argv[2];
+const [firstGeneration, seed] = process.argv.slice(3).map(Number);
+const random = seededRandom(seed);
 const LANES = 8;
 
 /** Every 8 bytes of a sector hold its number and its generation. */
@@ -28,8 +31,8 @@ let generation = firstGeneration;
 
 async function writer(lane: number): Promise<never> {
   for (;;) {
-    const sectors = 1 + Math.floor(Math.random() * 16);
-    const sector = lane * lanesSectors + Math.floor(Math.random() * (lanesSectors - sectors));
+    const sectors = 1 + random(16);
+    const sector = lane * lanesSectors + random(lanesSectors - sectors);
     const mine = ++generation;
     const status = await guest.write(sector, fill(sector, sectors, mine), { queue: lane & 1 });
     if (status !== 0) throw new Error(`write: status ${status}`);
