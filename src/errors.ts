@@ -22,6 +22,7 @@ export type VmmErrorCode =
   | 'QEMU_UNAVAILABLE' // a QEMU program is not installed
   | 'QEMU_FAILED' // a QEMU process failed or died
   | 'NETWORK_FAILED' // what carries a guest's network cannot be set up, or broke down
+  | 'CONNECTION_FAILED' // a connection with the guest did not come about or broke; `errno` says how
   | 'ACCEL_UNAVAILABLE' // the accelerator that was asked for cannot be used here
   | 'TIMEOUT' // an operation took longer than its limit
   | 'ABORTED'; // an AbortSignal ended the operation
