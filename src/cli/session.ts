@@ -93,6 +93,16 @@ export async function runSession(options: SessionOptions): Promise<SessionResult
     } else if (!boot && !process.stdin.isTTY) {
       typeInput(vm.console);
     }
+    if (options.interactive && options.vm.console === 'virtio') {
+      const { stdout } = process;
+      const resize = () => {
+        // A call that finds the guest ended is of no interest.
+        vm.resizeConsole({ columns: stdout.columns, rows: stdout.rows }).catch(() => {});
+      };
+      resize();
+      stdout.on('resize', resize);
+      cleanups.push(() => stdout.off('resize', resize));
+    }
     if (options.timeoutMs !== undefined) {
       const why = `the guest ran for ${options.timeoutMs / 1000} s and was stopped (--timeout)`;
       const timer = setTimeout(() => interrupt({ status: EXIT.TIMEOUT, why }), options.timeoutMs);

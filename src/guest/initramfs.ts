@@ -110,7 +110,8 @@ ln -s fd/1 /dev/stdout
 ln -s fd/2 /dev/stderr
 ${modules.map((name) => `insmod /lib/modules/${name}.ko || echo 'init: module ${name} was not loaded'`).join('\n')}
 hostname ${shellQuote(options.hostname ?? 'vmexit')}
-# A console whose driver is a module exists only now.
+# A console whose driver is a module exists only now, and a virtio one when the device has answered.
+${modules.includes('virtio_console') ? 'n=0; until (: <>/dev/console) 2>/dev/null || [ $n = 50 ]; do sleep 0.1; n=$((n + 1)); done' : ''}
 (: <>/dev/console) 2>/dev/null && exec <>/dev/console >&0 2>&0
 ${terminal ? `stty cols ${size(terminal.columns)} rows ${size(terminal.rows)}` : ''}
 ${interactive ? '' : 'stty -opost -echo'}

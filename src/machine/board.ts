@@ -13,6 +13,7 @@ import { I8042 } from '../devices/legacy/i8042.js';
 import { PostPort } from '../devices/legacy/post-port.js';
 import { Pvpanic } from '../devices/legacy/pvpanic.js';
 import { Uart16550, type UartOutput } from '../devices/legacy/uart16550.js';
+import type { ConsoleSize } from '../devices/virtio/console/console.js';
 import type { PortOutput } from '../devices/virtio/console/port.js';
 import { VmmError } from '../errors.js';
 import type { IrqLine } from '../irq/irq-line.js';
@@ -29,6 +30,7 @@ import { IRQS, KVM_IDENTITY_MAP_GPA, KVM_TSS_GPA, MEMORY_LAYOUT, PORTS } from '.
 import { foreignCmdline } from './foreign.js';
 import type { MachineConfig, MachineExit, MachineStats } from './machine.js';
 import { ramRegions } from './memory-map.js';
+import type { NamedPort } from './named-port.js';
 import type { StreamHub } from './stream-hub.js';
 import { setUpBootVcpu } from './vcpu-setup.js';
 import { VirtioHost } from './virtio-host.js';
@@ -40,6 +42,8 @@ export interface BoardEvents {
   onInputRoom: () => void;
   /** Streams of devices to the program's thread. They outlive the board: a reset is not their end. */
   streams: StreamHub;
+  ports: readonly NamedPort[];
+  consoleSize: ConsoleSize | undefined;
   /** The guest ended itself. Called from inside an exit's handling; the run loop returns after it. */
   onEnd: (exit: MachineExit) => void;
   /** The run loop pauses for the event loop, or has served a batch of exits. */
@@ -179,6 +183,15 @@ export class Board {
     this.#uart.resumeOutput();
   }
 
+  /** @throws VmmError code "INVALID_ARGUMENT", "INVALID_STATE" where the console is a serial port. */
+  resizeConsole(size: ConsoleSize): void {
+    const device = this.#virtio?.console;
+    if (!device) {
+      throw new VmmError('INVALID_STATE', 'a serial console has no size: make the machine with console: "virtio"');
+    }
+    device.resize(size);
+  }
+
   stats(): Omit<MachineStats, 'memoryBytes'> {
     const { ports, mmio } = this;
     const unmapped = ports.unmappedAccesses + mmio.unmappedAccesses;
@@ -202,8 +215,8 @@ export class Board {
 
   async #addVirtio(config: MachineConfig, events: BoardEvents): Promise<void> {
     this.#virtio = await VirtioDevices.open(config, {
-      output: events.console.output,
-      onInputRoom: events.onInputRoom,
+      ...events,
+      console: { output: events.console.output, onInputRoom: events.onInputRoom },
     });
     if (this.#virtio.list.length === 0) return;
     this.#virtioHost = new VirtioHost(this.#virtio.list, {

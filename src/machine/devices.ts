@@ -2,33 +2,41 @@ import { FileBackend } from '../backends/local/file.js';
 import { TapNetwork } from '../backends/net/tap.js';
 import { UserNetwork } from '../backends/net/user.js';
 import { VirtioBlk } from '../devices/virtio/blk/blk.js';
-import { VirtioConsole } from '../devices/virtio/console/console.js';
+import { VirtioConsole, type ConsoleSize } from '../devices/virtio/console/console.js';
 import type { PortOutput } from '../devices/virtio/console/port.js';
 import { VirtioNet } from '../devices/virtio/net/net.js';
 import { VirtioRng } from '../devices/virtio/rng/rng.js';
 import type { VirtioDevice } from '../virtio/device.js';
 import type { DriveConfig, MachineConfig, NetConfig } from './machine.js';
+import type { NamedPort } from './named-port.js';
 
 export interface VirtioConsoleEvents {
   output: PortOutput;
   onInputRoom: () => void;
 }
 
+/** What devices have outside the machine. */
+export interface DeviceLinks {
+  console: VirtioConsoleEvents;
+  /** Of the terminal behind the console, where one is known. */
+  consoleSize: ConsoleSize | undefined;
+  /** In the order of `consolePorts`. */
+  ports: readonly NamedPort[];
+}
+
 /** The virtio devices that a configuration asks for, on their opened backends. */
 export class VirtioDevices {
   readonly list: VirtioDevice[] = [];
-  /** The guest's console, where that is a virtio one. */
+  /** The device of the guest's console, where that is a virtio one. */
   console: VirtioConsole | undefined;
+  #ports: readonly NamedPort[] = [];
   readonly #backends: { close(): Promise<void> }[] = [];
 
   /** @throws VmmError as the backends do; what was opened is closed again. */
-  static async open(config: MachineConfig, console: VirtioConsoleEvents): Promise<VirtioDevices> {
+  static async open(config: MachineConfig, links: DeviceLinks): Promise<VirtioDevices> {
     const devices = new VirtioDevices();
     try {
-      if (config.console === 'virtio') {
-        devices.console = new VirtioConsole({ ports: [console] });
-        devices.list.push(devices.console);
-      }
+      devices.#addConsole(config.console === 'virtio', links);
       for (const drive of config.drives) await devices.#addDrive(drive, config.cpus);
       for (const net of config.net) await devices.#addNet(net);
       if (config.rng) devices.list.push(new VirtioRng());
@@ -41,7 +49,20 @@ export class VirtioDevices {
 
   /** Closes the backends. The devices must be reset, and their resets over. */
   async close(): Promise<void> {
+    for (const port of this.#ports) port.attach(undefined);
     await Promise.all(this.#backends.map((backend) => backend.close()));
+  }
+
+  #addConsole(isConsole: boolean, { console, consoleSize, ports }: DeviceLinks): void {
+    if (!isConsole && ports.length === 0) return;
+    const device = new VirtioConsole({
+      ports: [...(isConsole ? [console] : []), ...ports.map(({ config }) => config)],
+      ...(consoleSize && { size: consoleSize }),
+    });
+    if (isConsole) this.console = device;
+    this.#ports = ports;
+    ports.forEach((port, index) => port.attach(device.ports[index + (isConsole ? 1 : 0)]));
+    this.list.push(device);
   }
 
   async #addDrive({ path, readOnly, serial }: DriveConfig, cpus: number): Promise<void> {

@@ -1,8 +1,10 @@
 import { Worker } from 'node:worker_threads';
 import { VmmError } from '../errors.js';
+import type { ConsoleSize } from '../devices/virtio/console/console.js';
 import { ConsoleStream } from './console-stream.js';
 import type { Machine, MachineConfig, MachineExit, MachineState, MachineStats } from './machine.js';
 import { fromPlainError } from './plain-error.js';
+import type { RemoteStream } from './remote-stream.js';
 import { StreamHub } from './stream-hub.js';
 import {
   OUTPUT_WINDOW_BYTES,
@@ -26,6 +28,7 @@ export class KvmMachine implements Machine {
   readonly exited: Promise<MachineExit>;
   /** Streams to and from devices in the worker. */
   readonly streams: StreamHub;
+  readonly #ports = new Map<string, RemoteStream>();
   readonly #worker: Worker;
   readonly #calls = new Map<number, { resolve: (value: unknown) => void; reject: (error: VmmError) => void }>();
   #lastCall = 0;
@@ -65,6 +68,7 @@ export class KvmMachine implements Machine {
       name: 'vmexit',
     });
     this.streams = new StreamHub((message, transfer) => this.#worker.postMessage(message, transfer));
+    this.streams.accept('console-port', (stream, name) => this.#ports.set(name as string, stream));
     this.console = new ConsoleStream({
       write: (bytes, taken) => {
         this.#inputTaken = taken;
@@ -129,6 +133,19 @@ export class KvmMachine implements Machine {
   async powerButton(): Promise<void> {
     this.#require('running', 'paused');
     await this.#call('powerButton');
+  }
+
+  port(name: string): RemoteStream {
+    this.#require('created', 'running', 'paused', 'exited');
+    const stream = this.#ports.get(name);
+    if (stream) return stream;
+    const known = [...this.#ports.keys()].join(', ') || 'none';
+    throw new VmmError('INVALID_ARGUMENT', `there is no console port named ${name}; consolePorts has: ${known}`);
+  }
+
+  async resizeConsole(size: ConsoleSize): Promise<void> {
+    this.#require('created', 'running', 'paused');
+    await this.#call('resizeConsole', size);
   }
 
   async stats(): Promise<MachineStats> {

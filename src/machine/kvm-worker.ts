@@ -1,12 +1,14 @@
 /** The worker thread of one machine under KVM: its run loop, its devices, and their answers to the main thread. */
 import { parentPort, workerData } from 'node:worker_threads';
 import { KVM_MP_STATE } from '../kvm/abi.js';
+import type { ConsoleSize } from '../devices/virtio/console/console.js';
 import { Kvm } from '../kvm/kvm.js';
 import type { Vcpu } from '../kvm/vcpu.js';
 import type { FatalExit } from '../loop/run-loop.js';
 import { Board } from './board.js';
 import { describeExit, reportCrash } from './crash.js';
 import type { MachineExit, MachineStats } from './machine.js';
+import { NamedPort } from './named-port.js';
 import { toPlainError } from './plain-error.js';
 import { StreamHub } from './stream-hub.js';
 import {
@@ -59,6 +61,8 @@ class ConsoleSink {
 class WorkerMachine implements WorkerMethods {
   readonly #kvm: Kvm;
   readonly #sink = new ConsoleSink();
+  readonly #ports = config.consolePorts.map((name) => new NamedPort(name, streams.open('console-port', name)));
+  #consoleSize: ConsoleSize | undefined;
   #board!: Board;
   #input: Uint8Array | undefined;
   #exit: MachineExit | undefined;
@@ -80,6 +84,8 @@ class WorkerMachine implements WorkerMethods {
       console: this.#sink,
       onInputRoom: () => this.#feedInput(),
       streams,
+      ports: this.#ports,
+      consoleSize: this.#consoleSize,
       onEnd: (exit) => (this.#exit ??= exit),
       onTurn: () => this.#sink.flush(),
     });
@@ -124,6 +130,11 @@ class WorkerMachine implements WorkerMethods {
 
   powerButton(): void {
     this.#board.pressPowerButton();
+  }
+
+  resizeConsole(size: ConsoleSize): void {
+    this.#board.resizeConsole(size);
+    this.#consoleSize = size;
   }
 
   stats(): MachineStats {

@@ -1,5 +1,6 @@
 import type { Duplex } from 'node:stream';
 import type { PortForward } from '../backends/net/port-forward.js';
+import type { ConsoleSize } from '../devices/virtio/console/console.js';
 
 /** Why a machine ended. */
 export type ExitReason =
@@ -69,6 +70,8 @@ export interface MachineConfig {
   memoryBytes: number;
   /** Where the guest's console is. */
   console: 'serial' | 'virtio';
+  /** Names of a virtio console's further ports. */
+  consolePorts: string[];
   drives: DriveConfig[];
   net: NetConfig[];
   /** A virtio entropy device. */
@@ -87,6 +90,14 @@ export interface Machine extends AsyncDisposable {
   readonly state: MachineState;
   /** The guest's console, a serial port or a virtio console: what is written goes in, what the guest prints comes out. Ends when the guest does. */
   readonly console: Duplex;
+  /** The program's end of a named console port. @throws VmmError code "INVALID_ARGUMENT" for a name that is none of `consolePorts`. */
+  port(name: string): Duplex;
+  /**
+   * Tells the guest the size of the terminal behind its virtio console, in characters.
+   *
+   * @throws VmmError code "INVALID_ARGUMENT" for what is no size of 0 to 65,535, "INVALID_STATE" where the console is a serial port.
+   */
+  resizeConsole(size: ConsoleSize): Promise<void>;
   /** Resolves once, when the guest has ended for whatever reason; rejects only when the machine itself failed. */
   readonly exited: Promise<MachineExit>;
   /** @throws VmmError code "INVALID_STATE" when the machine was started before. */

@@ -59,6 +59,27 @@ export class MicroVM implements Machine {
     return this.#machine.console;
   }
 
+  /**
+   * The program's end of a console port that the option `consolePorts` names. In a Linux guest it is a character device,
+   * whose name is in /sys/class/virtio-ports/vport0p1/name; udev makes a link of it in /dev/virtio-ports. What is written waits
+   * until a program in the guest opens the port; a guest that writes more than is read has to wait. It ends when the
+   * guest does.
+   *
+   * @throws VmmError code "INVALID_ARGUMENT" for another name.
+   */
+  port(name: string): Duplex {
+    return this.#machine.port(name);
+  }
+
+  /**
+   * Tells the guest the size of the terminal behind its virtio console, in characters; also before `start()`.
+   *
+   * @throws VmmError code "INVALID_ARGUMENT" for what is no size, "INVALID_STATE" where the console is a serial port.
+   */
+  resizeConsole(size: { columns: number; rows: number }): Promise<void> {
+    return this.#machine.resizeConsole(size);
+  }
+
   /** Resolves once, when the guest has ended; rejects only when the machine itself failed. */
   get exited(): Promise<MachineExit> {
     return this.#machine.exited;

@@ -8,6 +8,8 @@ import type { MachineConfig } from './machine.js';
 const MAX_MEMORY_BYTES = 2 ** 40;
 const PAGE_BYTES = 4096;
 const MAX_CPUS = 255;
+/** A virtio console has 31 ports, of which one may be the guest's console. */
+const MAX_CONSOLE_PORTS = 30;
 
 /**
  * What makes a guest talk to us and end when it is done: console and panic output on the first serial port, a reboot
@@ -68,6 +70,13 @@ const schema = z.strictObject({
   memory: memorySize.default(256 * 2 ** 20),
   accel: z.enum(['auto', 'kvm', 'tcg']).default('auto'),
   console: z.enum(['serial', 'virtio']).default('serial'),
+  consolePorts: z
+    .array(
+      z.string().regex(/^[!-.0-~]{1,64}$/, 'a port has a name of up to 64 printable characters without / and space'),
+    )
+    .max(MAX_CONSOLE_PORTS)
+    .refine((names) => new Set(names).size === names.length, 'two ports have the same name')
+    .default([]),
   drives: z.array(drive).default([]),
   net: z.array(net).default([]),
   rng: z.boolean().default(false),
@@ -93,6 +102,8 @@ export interface MicroVMOptions {
   accel?: 'auto' | 'kvm' | 'tcg' | undefined;
   /** The console is the first serial port (`serial`, the default) or a virtio console. */
   console?: 'serial' | 'virtio' | undefined;
+  /** Further ports of a virtio console, by name such as `org.example.agent`: see `MicroVM.port`. Under KVM. */
+  consolePorts?: readonly string[] | undefined;
   /** Disks, in order: raw images or block devices. Under KVM. */
   drives?: readonly DriveOptions[] | undefined;
   /** Network cards, in order. Under KVM. */

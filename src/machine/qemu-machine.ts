@@ -108,6 +108,15 @@ export class QemuMachine implements Machine {
     await this.#guest.pressPowerButton();
   }
 
+  /** There are none. */
+  port(name: string): never {
+    throw new VmmError('ACCEL_UNAVAILABLE', `${name}: console ports need KVM`);
+  }
+
+  resizeConsole(): Promise<never> {
+    return Promise.reject(new VmmError('ACCEL_UNAVAILABLE', 'a console with a size is a virtio one, which needs KVM'));
+  }
+
   stats(): Promise<MachineStats> {
     if (this.#state === 'closed') return Promise.reject(closed('stats'));
     return Promise.resolve({
@@ -179,12 +188,13 @@ const closed = (operation: string) =>
   new VmmError('CLOSED', `${operation}() on a machine that was closed: create another`, { operation });
 
 /** What is not there yet is refused, not ignored. */
-function refuseDevices({ drives, net, rng, console }: MachineConfig): void {
+function refuseDevices({ drives, net, rng, console, consolePorts }: MachineConfig): void {
   const asked = [
     drives.length > 0 && 'drives',
     net.length > 0 && 'net',
     rng && 'rng',
     console === 'virtio' && 'console: "virtio"',
+    consolePorts.length > 0 && 'consolePorts',
   ].filter(Boolean);
   if (asked.length === 0) return;
   throw new VmmError(

@@ -1,3 +1,4 @@
+import type { ConsoleSize } from '../devices/virtio/console/console.js';
 import type { MachineConfig, MachineExit, MachineStats } from './machine.js';
 import type { PlainError } from './plain-error.js';
 import type { StreamMessage } from './stream-hub.js';
@@ -10,6 +11,7 @@ export interface WorkerMethods {
   reset(): Promise<void>;
   stop(): void;
   powerButton(): void;
+  resizeConsole(size: ConsoleSize): void;
   stats(): MachineStats;
   /** Gives everything back; the worker ends. */
   close(): Promise<void>;

@@ -39,6 +39,7 @@ beforeAll(async () => {
     drives: [],
     net: [],
     rng: false,
+    consolePorts: [],
     virtioTransport: 'pci',
   };
 });

@@ -12,6 +12,9 @@ export type GuestStep = { when: string } & (
   | { act: 'stats'; as: string }
   | { act: 'fetch'; url: string; as: string }
   | { act: 'type'; text: string }
+  | { act: 'resizeConsole'; columns: number; rows: number }
+  /** Random bytes to a console port, and back. */
+  | { act: 'echo'; port: string; bytes: number }
   | { act: 'powerButton' }
 );
 
@@ -19,6 +22,8 @@ export type GuestStep = { when: string } & (
 export interface GuestPlan {
   name: string;
   options: MicroVMOptions;
+  /** Told to the console before the guest starts. */
+  consoleSize?: { columns: number; rows: number };
   steps?: GuestStep[];
   /** An HTTP server on the nested host's loopback, while the guest runs: `/large` is zeros, everything else the body. */
   serve?: { port: number; body: string; largeBytes?: number };
@@ -34,6 +39,8 @@ export interface GuestReport {
   /** By the steps' names, and `end`. */
   stats: Record<string, MachineStats>;
   fetched: Record<string, string>;
+  /** How many bytes came back, by the port's name. */
+  echoed: Record<string, number>;
   error?: string;
 }
 

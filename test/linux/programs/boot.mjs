@@ -2,6 +2,7 @@
  * Boots guests one after another, in the nested host. Reads a JSON array of `GuestPlan` (test/support/linux-guests.ts)
  * on stdin, writes an array of `GuestReport` to stdout.
  */
+import { randomBytes } from 'node:crypto';
 import { createServer } from 'node:http';
 import { text } from 'node:stream/consumers';
 import process from 'node:process';
@@ -17,7 +18,7 @@ for (const plan of plans) {
 }
 process.stdout.write(JSON.stringify(reports));
 
-async function run({ name, options, steps = [], serve, timeoutMs = 120_000 }) {
+async function run({ name, options, consoleSize, steps = [], serve, timeoutMs = 120_000 }) {
   const server =
     serve &&
     createServer((request, response) =>
@@ -27,12 +28,14 @@ async function run({ name, options, steps = [], serve, timeoutMs = 120_000 }) {
   let vm;
   try {
     vm = await MicroVM.create({ accel: 'kvm', ...options });
-    const report = { name, output: '', stats: {}, fetched: {} };
+    const report = { name, output: '', stats: {}, fetched: {}, echoed: {} };
     const acts = {
       stats: async (step) => (report.stats[step.as] = await vm.stats()),
       powerButton: () => vm.powerButton(),
       fetch: async (step) => (report.fetched[step.as] = await (await globalThis.fetch(step.url)).text()),
       type: (step) => vm.console.write(step.text),
+      resizeConsole: ({ columns, rows }) => vm.resizeConsole({ columns, rows }),
+      echo: async (step) => (report.echoed[step.port] = await echo(vm.port(step.port), step.bytes)),
     };
     // One step after the other: a guest that was told to go on must not take the one before by surprise.
     const waiting = [...steps];
@@ -56,6 +59,7 @@ async function run({ name, options, steps = [], serve, timeoutMs = 120_000 }) {
       report.error ??= `the guest ran for ${timeoutMs} ms`;
       void vm.stop();
     }, timeoutMs);
+    if (consoleSize) await vm.resizeConsole(consoleSize);
     await vm.start();
     report.exit = await vm.exited;
     clearTimeout(timer);
@@ -67,4 +71,17 @@ async function run({ name, options, steps = [], serve, timeoutMs = 120_000 }) {
     server?.closeAllConnections();
     server?.close();
   }
+}
+
+/** Sends random bytes to a guest that sends them back. @returns How many came back, up to the first that is wrong. */
+async function echo(stream, length) {
+  const sent = randomBytes(length);
+  stream.write(sent);
+  let received = 0;
+  for await (const chunk of stream.iterator({ destroyOnReturn: false })) {
+    if (!sent.subarray(received, received + chunk.length).equals(chunk)) break;
+    received += chunk.length;
+    if (received >= length) break;
+  }
+  return received;
 }

@@ -23,6 +23,7 @@ describe('options', () => {
         cpus: 1,
         memoryBytes: 256 << 20,
         console: 'serial',
+        consolePorts: [],
         drives: [],
         net: [],
         rng: false,

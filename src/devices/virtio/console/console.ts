@@ -51,7 +51,7 @@ export interface ConsoleSize {
 export interface VirtioConsoleConfig {
   /** 1 to 31. A driver without multiport support uses the first alone. */
   ports: readonly ConsolePortConfig[];
-  /** Of the terminal behind port 0. Default: unknown to the guest. */
+  /** Of the terminal behind port 0. Default: 0 by 0, which means unknown. */
   size?: ConsoleSize;
 }
 
@@ -66,7 +66,7 @@ export interface VirtioConsoleState {
 export class VirtioConsole implements VirtioDevice {
   readonly name = 'virtio-console';
   readonly type = VIRTIO_ID_CONSOLE;
-  readonly features: bigint;
+  readonly features = F_SIZE | F_MULTIPORT | F_EMERG_WRITE;
   readonly queueSizes: readonly number[];
   readonly ports: readonly ConsolePort[];
 
@@ -85,7 +85,6 @@ export class VirtioConsole implements VirtioDevice {
       throw new VmmError('INVALID_ARGUMENT', `a virtio console has 1 to ${MAX_PORTS} ports, not ${ports.length}`);
     }
     this.ports = ports.map((port, i) => new ConsolePort(port, port.console ?? i === 0));
-    this.features = F_MULTIPORT | F_EMERG_WRITE | (size ? F_SIZE : 0n);
     this.queueSizes = new Array<number>(2 * ports.length + 2).fill(QUEUE_SIZE);
     this.#size = size ? checkedSize(size) : { columns: 0, rows: 0 };
     const view = new DataView(this.#config.buffer);
@@ -97,7 +96,6 @@ export class VirtioConsole implements VirtioDevice {
   resize(size: ConsoleSize): void {
     this.#size = checkedSize(size);
     this.#writeSize();
-    if (!(this.features & F_SIZE)) return;
     this.#context?.configChanged();
     if (this.#driverReady) this.#sendSize();
   }
@@ -200,7 +198,7 @@ export class VirtioConsole implements VirtioDevice {
 
   #introduce(id: number, port: ConsolePort): void {
     if (port.isConsole) this.#sendControl(encodeControl(id, CONTROL_CONSOLE_PORT, 1));
-    if (port.isConsole && id === 0 && this.features & F_SIZE) this.#sendSize();
+    if (port.isConsole && id === 0) this.#sendSize();
     if (port.name !== undefined) {
       this.#sendControl(encodeControl(id, CONTROL_PORT_NAME, 1, new TextEncoder().encode(port.name)));
     }
