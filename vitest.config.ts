@@ -29,8 +29,6 @@ export default defineConfig({
         testTimeout: 600_000,
         hookTimeout: 600_000,
         fileParallelism: false,
-        // `vmexit run` in the nested host hangs once in a while, cause unknown: see docs/testing.md.
-        retry: 2,
         globalSetup: ['test/support/nested.ts'],
       }),
     ],

@@ -161,6 +161,7 @@ async function buildInitramfs(modulesDir: string, busyboxPath: string): Promise<
   const archive = new CpioWriter()
     .device('dev/console', 'char', 5, 1)
     .file('init', await source('init.sh'), 0o755)
+    .file('nested/hold-kvm.pl', await source('hold-kvm.pl'))
     .file('bin/busybox', await readFile(busyboxPath), 0o755)
     .file('modules/order', modules.map(({ name }) => `${name}\n`).join(''))
     .file('nested/settings', `NODE=${shellQuote(await realpath(process.execPath))}\n`)

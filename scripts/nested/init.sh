@@ -53,6 +53,7 @@ done
 exec switch_root /root /run/busybox sh -c '
   export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
   cd /
+  perl /run/nested/hold-kvm.pl || echo "nested host: KVM is not held"
   "$1" /run/nested/agent.js "$2" /run/nested/fifos
   echo "nested host: the command runner ended with status $?"
   /run/busybox poweroff -f

@@ -31,7 +31,7 @@ export interface KvmProbeDetails extends KvmProbe {
  * A processor runs over 1,000 M instructions/s of such a loop, KVM nested under QEMU's TCG about 400, and an
  * interpreter of instructions about 2.
  */
-export const MIN_CPL0_RATE = 50;
+export const MIN_CPL0_RATE = 20;
 
 const GUEST_BYTES = 2 ** 20;
 const CODE_GPA = 0x1000;
