@@ -92,7 +92,7 @@ const ENDINGS: Record<string, () => void | Promise<void>> = {
     const { exit } = guest.vcpu;
     guest.vcpu.run();
     guest[Symbol.dispose]();
-    report({ ok: bytes.byteLength === 0 && bytes[0] === undefined && exit.io.port === undefined });
+    report({ ok: bytes.byteLength === 0 && bytes[0] === undefined && exit.io.port === 0 });
   },
   async 'memory-outlives-vm'() {
     const views = [Kvm.open().createVm().addMemory({ gpa: 0, size: 0x10000 }).bytes];
