@@ -38,7 +38,7 @@ export type AcpiDevice =
   | { type: 'rtc'; port: number; irq: number } // CMOS RTC, 2 ports
   | { type: 'i8042' } // keyboard controller at its fixed ports 0x60 and 0x64, IRQ 1
   | { type: 'pvpanic'; port: number } // 1 port
-  | { type: 'virtio-mmio'; gpa: number; sizeBytes: number; gsi: number } // level-triggered
+  | { type: 'virtio-mmio'; gpa: number; sizeBytes: number; gsi: number } // each rising edge is an interrupt
   | { type: 'power-button'; gsi: number }; // a rising edge on `gsi` is a press
 
 /** PCI segment 0 with bus 0 alone. */
@@ -286,7 +286,7 @@ function deviceNode(device: AcpiDevice, index: number): aml.Aml {
         'V',
         aml.string('LNRO0005'),
         aml.memory32(device.gpa, device.sizeBytes),
-        aml.interrupt(device.gsi, 'level'),
+        aml.edgeInterrupt(device.gsi),
       );
     case 'power-button': {
       const STATUS_CHANGED = 0x80; // for a button: pressed (5.6.6, table 5.187)
@@ -295,7 +295,7 @@ function deviceNode(device: AcpiDevice, index: number): aml.Aml {
         numbered('G', index),
         aml.name('_HID', aml.string('ACPI0013')), // Generic Event Device, 5.6.9
         aml.name('_UID', aml.integer(index)),
-        aml.name('_CRS', aml.resourceTemplate(aml.interrupt(device.gsi, 'edge'))),
+        aml.name('_CRS', aml.resourceTemplate(aml.edgeInterrupt(device.gsi))),
         aml.method('_EVT', 1, aml.ifArg0Equals(device.gsi, aml.notify('\\_SB.PWRB', STATUS_CHANGED))),
       );
       return aml.concat(button, events);

@@ -110,12 +110,11 @@ export function memory32(gpa: number, sizeBytes: number): Aml {
   return concat(bytes(0x86), littleEndian(9, 2), bytes(WRITABLE), littleEndian(gpa, 4), littleEndian(sizeBytes, 4));
 }
 
-/** `Interrupt (ResourceConsumer, …, ActiveHigh, Exclusive) {gsi}` (6.4.3.6) */
-export function interrupt(gsi: number, trigger: 'edge' | 'level'): Aml {
+/** `Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive) {gsi}` (6.4.3.6) */
+export function edgeInterrupt(gsi: number): Aml {
   const CONSUMER = 1;
   const EDGE = 1 << 1;
-  const flags = CONSUMER | (trigger === 'edge' ? EDGE : 0);
-  return concat(bytes(0x89), littleEndian(6, 2), bytes(flags, 1), littleEndian(gsi, 4));
+  return concat(bytes(0x89), littleEndian(6, 2), bytes(CONSUMER | EDGE, 1), littleEndian(gsi, 4));
 }
 
 /** What a bus passes on to the devices behind it, as a resource of the producer's kind with fixed ends. */

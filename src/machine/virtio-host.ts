@@ -5,6 +5,7 @@ import { assignBars } from '../devices/pci/assign-bars.js';
 import { ECAM_BYTES, PciBus } from '../devices/pci/pci-bus.js';
 import { VirtioPci } from '../devices/pci/virtio-pci.js';
 import { VmmError } from '../errors.js';
+import type { IrqLine } from '../irq/irq-line.js';
 import { EventFd } from '../kvm/event-fd.js';
 import { MsiRouter } from '../kvm/msi-router.js';
 import type { IoEventFd, Vm } from '../kvm/vm.js';
@@ -25,7 +26,7 @@ export interface VirtioHostConfig {
 
 /**
  * Puts virtio devices where a guest finds them, and wires them to KVM: kicks arrive by ioeventfd, interrupts leave by
- * irqfd (MSI-X) or an interrupt line (MMIO, INTx).
+ * irqfd (MSI-X, MMIO) or an interrupt line (INTx).
  */
 export class VirtioHost {
   /** What the ACPI tables must say. */
@@ -39,6 +40,8 @@ export class VirtioHost {
   readonly #cores: TransportCore[] = [];
   readonly #msi: MsiRouter;
   readonly #kickers = new Set<Kicker>();
+  readonly #edgeFds: EventFd[] = [];
+  #edges = 0;
 
   /** The VM has its irqchip, and no vCPU runs. */
   constructor(devices: readonly VirtioDevice[], { transport, vm, ports, mmio, onReset }: VirtioHostConfig) {
@@ -56,7 +59,7 @@ export class VirtioHost {
 
   /** Interrupts sent by irqfd. */
   get interrupts(): number {
-    return this.#msi.signals;
+    return this.#msi.signals + this.#edges;
   }
 
   /** Times that a driver broke a rule and its device failed, with the last rule. */
@@ -71,6 +74,7 @@ export class VirtioHost {
     for (const kicker of this.#kickers) kicker.close();
     for (const device of this.#devices) await device.reset();
     this.#msi[Symbol.dispose]();
+    for (const eventFd of this.#edgeFds) eventFd.close();
   }
 
   #addMmio(device: VirtioDevice, index: number, bus: Bus): AcpiDevice {
@@ -82,7 +86,7 @@ export class VirtioHost {
       );
     }
     const gpa = VIRTIO_MMIO.BASE_GPA + index * VIRTIO_MMIO_BYTES;
-    const transport = new VirtioMmio({ device, memory: this.#vm.memory, irq: this.#vm.irqLine(gsi) });
+    const transport = new VirtioMmio({ device, memory: this.#vm.memory, irq: this.#edge(gsi) });
     bus.register(transport, gpa, VIRTIO_MMIO_BYTES);
     this.#cores.push(transport.core);
     for (let queue = 0; queue < transport.core.queueCount; queue++) {
@@ -128,6 +132,20 @@ export class VirtioHost {
       memoryWindows: [PCI.MEMORY_WINDOW],
       portWindows: [PCI.PORT_WINDOW],
       intxGsis: PCI.INTX_GSIS,
+    };
+  }
+
+  /** An interrupt input that is announced as edge-triggered: each assertion is an interrupt, by irqfd. */
+  #edge(gsi: number): IrqLine {
+    const eventFd = new EventFd();
+    this.#edgeFds.push(eventFd);
+    this.#vm.addIrqFd({ gsi, eventFd });
+    return {
+      set: (level) => {
+        if (!level) return;
+        this.#edges++;
+        eventFd.signal();
+      },
     };
   }
 

@@ -16,6 +16,11 @@ export const VIRTIO_MMIO_BYTES = 0x1000;
 export interface VirtioMmioConfig {
   device: VirtioDevice;
   memory: GuestMemory;
+  /**
+   * Asserted at every event, also while it is: 4.2.3.4 has it follow the status register as a level, but an input that
+   * takes each assertion for an edge serves as well. What a level adds is another interrupt for a cause that an
+   * acknowledgement left, and the line is asserted again then.
+   */
   irq: IrqLine;
 }
 

@@ -117,6 +117,25 @@ describe('operation', () => {
     expect(driver.acknowledge()).toBe(defs.INTERRUPT_CONFIG_CHANGE);
   });
 
+  it('asserts its line at each event, and for a cause that an acknowledgement left: an edge loses nothing', () => {
+    const calls: boolean[] = [];
+    irq.set = (level) => void calls.push(level);
+    driver.start(defs.VIRTIO_F_VERSION_1);
+    calls.length = 0;
+    const send = () => {
+      driver.queues[0].add([out('x'), room(1)]);
+      driver.kick(0);
+    };
+    send();
+    send();
+    device.context!.configChanged();
+    expect(calls).toEqual([true, true, true]);
+    driver.set(defs.MMIO_INTERRUPT_ACK, defs.INTERRUPT_USED_BUFFER);
+    expect(calls).toEqual([true, true, true, true]);
+    driver.set(defs.MMIO_INTERRUPT_ACK, defs.INTERRUPT_CONFIG_CHANGE);
+    expect(calls.at(-1)).toBe(false);
+  });
+
   it('says that there are no shared memory regions', () => {
     for (const register of [0x0b0, 0x0b4]) expect(driver.get(register)).toBe(0xffffffff);
   });
