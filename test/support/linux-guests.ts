@@ -25,8 +25,11 @@ export interface GuestPlan {
   /** Told to the console before the guest starts. */
   consoleSize?: { columns: number; rows: number };
   steps?: GuestStep[];
-  /** An HTTP server on the nested host's loopback, while the guest runs: `/large` is zeros, everything else the body. */
-  serve?: { port: number; body: string; largeBytes?: number };
+  /**
+   * An HTTP server of the nested host, on its loopback or at `address`, while the guest runs: `/large` is zeros, everything
+   * else the body.
+   */
+  serve?: { address?: string; port: number; body: string; largeBytes?: number };
   timeoutMs?: number;
 }
 
@@ -64,7 +67,7 @@ export async function linuxGuest(
 export async function bootGuests(plans: GuestPlan[]): Promise<Record<string, GuestReport>> {
   const { stdout, stderr, exitCode } = await runNested(['node', 'test/linux/programs/boot.mjs'], {
     stdin: JSON.stringify(plans),
-    timeoutMs: 60_000 + 90_000 * plans.length,
+    timeoutMs: 60_000 + 240_000 * plans.length,
   });
   if (exitCode !== 0) throw new Error(`boot.mjs ended with status ${exitCode}:\n${stderr}`);
   return Object.fromEntries((JSON.parse(stdout) as GuestReport[]).map((report) => [report.name, report]));

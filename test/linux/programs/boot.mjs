@@ -18,13 +18,13 @@ for (const plan of plans) {
 }
 process.stdout.write(JSON.stringify(reports));
 
-async function run({ name, options, consoleSize, steps = [], serve, timeoutMs = 120_000 }) {
+async function run({ name, options, consoleSize, steps = [], serve, timeoutMs = 240_000 }) {
   const server =
     serve &&
     createServer((request, response) =>
       response.end(request.url === '/large' ? Buffer.alloc(serve.largeBytes) : serve.body),
     );
-  if (server) await new Promise((resolve) => server.listen(serve.port, '127.0.0.1', resolve));
+  if (server) await new Promise((resolve) => server.listen(serve.port, serve.address ?? '127.0.0.1', resolve));
   let vm;
   try {
     vm = await MicroVM.create({ accel: 'kvm', ...options });
