@@ -10,6 +10,8 @@ Napi::Function MemoryObject::Define(Napi::Env env) {
                                                InstanceMethod<&MemoryObject::Fd>("fd"),
                                                InstanceMethod<&MemoryObject::Token>("token"),
                                                InstanceMethod<&MemoryObject::Size>("size"),
+                                               InstanceMethod<&MemoryObject::Discard>("discard"),
+                                               InstanceMethod<&MemoryObject::Unmap>("unmap"),
                                                InstanceMethod<&MemoryObject::Close>("close"),
                                            });
   AddonData::Of(env).memory_constructor = Napi::Persistent(constructor);
@@ -61,6 +63,21 @@ Napi::Value MemoryObject::Token(const Napi::CallbackInfo& info) {
 
 Napi::Value MemoryObject::Size(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&] { return Napi::Number::New(info.Env(), static_cast<double>(mapping()->size())); });
+}
+
+// discard(offset, length), unmap(offset, length): whole pages
+Napi::Value MemoryObject::Discard(const Napi::CallbackInfo& info) { return OnPages(info, &Mapping::Discard); }
+Napi::Value MemoryObject::Unmap(const Napi::CallbackInfo& info) { return OnPages(info, &Mapping::Unmap); }
+
+Napi::Value MemoryObject::OnPages(const Napi::CallbackInfo& info, void (Mapping::*operation)(size_t, size_t)) {
+  return Guarded(info.Env(), [&] {
+    constexpr uint64_t kPageMask = 4095;
+    uint64_t offset = IntegerArgument(info, 0, mapping()->size());
+    uint64_t length = IntegerArgument(info, 1, mapping()->size() - offset);
+    if (((offset | length) & kPageMask) != 0) throw ArgumentError("offset and length must be multiples of 4096");
+    (*mapping().*operation)(offset, length);
+    return info.Env().Undefined();
+  });
 }
 
 // close(): detaches this environment's buffers, and has every other environment detach its own.

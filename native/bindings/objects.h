@@ -114,6 +114,9 @@ class MemoryObject : public Napi::ObjectWrap<MemoryObject> {
   Napi::Value Fd(const Napi::CallbackInfo& info);
   Napi::Value Token(const Napi::CallbackInfo& info);
   Napi::Value Size(const Napi::CallbackInfo& info);
+  Napi::Value Discard(const Napi::CallbackInfo& info);
+  Napi::Value Unmap(const Napi::CallbackInfo& info);
+  Napi::Value OnPages(const Napi::CallbackInfo& info, void (Mapping::*operation)(size_t, size_t));
   Napi::Value Close(const Napi::CallbackInfo& info);
   void Release(Napi::Env env);
   void Unclaim();

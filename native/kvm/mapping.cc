@@ -27,6 +27,14 @@ std::shared_ptr<Mapping> Mapping::Find(uint64_t token) { return Registry<Mapping
 
 Mapping::Mapping(UniqueFd fd, uint8_t* data, size_t size) : fd_(std::move(fd)), data_(data), size_(size), token_(0) {}
 
+void Mapping::Discard(size_t offset, size_t length) {
+  if (madvise(data_ + offset, length, MADV_REMOVE) != 0) throw SystemError("madvise(MADV_REMOVE)");
+}
+
+void Mapping::Unmap(size_t offset, size_t length) {
+  if (madvise(data_ + offset, length, MADV_DONTNEED) != 0) throw SystemError("madvise(MADV_DONTNEED)");
+}
+
 uint64_t Mapping::AddClaim(std::function<void()> revoke) {
   std::lock_guard lock(claims_mutex_);
   claims_.emplace(++last_claim_, std::move(revoke));

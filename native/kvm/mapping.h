@@ -32,6 +32,13 @@ class Mapping {
   int fd() const { return fd_.get(); }
   uint64_t token() const { return token_; }
 
+  // Gives the host's pages of a range back (MADV_REMOVE): they read as zeroes from now on. Whole pages within the
+  // mapping. Throws SystemError.
+  void Discard(size_t offset, size_t length);
+  // Takes a range out of this process's page tables, and so out of KVM's (MADV_DONTNEED); its bytes stay. The same
+  // conditions.
+  void Unmap(size_t offset, size_t length);
+
   // Another environment's claim on the mapping: `revoke` is called, on any thread, when the creator closes its memory.
   // Returns the claim's number.
   uint64_t AddClaim(std::function<void()> revoke);

@@ -52,6 +52,7 @@ export function makeProgram(exit: (status: number) => void): Command {
     .option('--net <network>', 'add a network card: user (passt, without privileges), tap=NAME, or none', addNet)
     .option('-p, --publish <port>', 'forward [ADDRESS:]HOST:GUEST[/udp] into the guest; implies --net user', addPort)
     .addOption(new Option('--console <device>', "the guest's console").choices(['serial', 'virtio']).default('serial'))
+    .option('--testdev', "add QEMU's test device, for kernels that test a hypervisor")
     .option('--rng', 'add an entropy device')
     .addOption(
       new Option('--virtio <transport>', 'how virtio devices are attached').choices(['pci', 'mmio']).default('pci'),

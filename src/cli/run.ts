@@ -15,6 +15,7 @@ export interface RunOptions extends DeviceOptions {
   cpus: number;
   memory: string;
   accel: 'auto' | 'kvm' | 'tcg';
+  testdev?: boolean;
   /** In seconds. */
   timeout?: number;
   stats?: boolean;
@@ -29,7 +30,7 @@ export async function run(command: readonly string[], options: RunOptions): Prom
     throw new VmmError('INVALID_ARGUMENT', 'a COMMAND is run by the initramfs of vmexit: leave --initrd out, or it');
   }
   if (options.json && !options.stats) throw new VmmError('INVALID_ARGUMENT', '--json is about --stats: give both');
-  const { cpus, memory, accel, timeout } = options;
+  const { cpus, memory, accel, timeout, testdev } = options;
   const devices = deviceConfig(options);
   const timeoutMs = timeout === undefined ? undefined : timeout * 1000;
   const { accel: chosen, reason } = chooseAccelerator(accel);
@@ -49,7 +50,16 @@ export async function run(command: readonly string[], options: RunOptions): Prom
     if (options.kernel === undefined) throw new VmmError('INVALID_ARGUMENT', '--initrd needs --kernel');
     if (interactive) sayEscape();
     result = await runSession({
-      vm: { kernel: options.kernel, initrd: options.initrd, cmdline: options.cmdline, cpus, memory, accel, ...devices },
+      vm: {
+        kernel: options.kernel,
+        initrd: options.initrd,
+        cmdline: options.cmdline,
+        cpus,
+        memory,
+        accel,
+        testdev,
+        ...devices,
+      },
       interactive,
       timeoutMs,
       ...(foreign && { statusOfDebugExit: statusAsInQemu }),
@@ -70,6 +80,7 @@ export async function run(command: readonly string[], options: RunOptions): Prom
         cpus,
         memory,
         accel,
+        testdev,
         ...devices,
       },
       mark: images.mark,

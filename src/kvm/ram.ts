@@ -80,6 +80,25 @@ export class GuestRam implements MemoryRegion, Disposable {
     return this.windows[0];
   }
 
+  /**
+   * Gives the host's memory behind whole pages back, in every process that maps them; they read as zeroes until they are
+   * written again (MADV_REMOVE).
+   *
+   * @param offset From the start of this memory, in bytes; like `length` a multiple of 4096.
+   * @throws VmmError code "INVALID_ARGUMENT" for a range that is not whole pages of this memory, or "SYSCALL".
+   */
+  discard(offset: number, length: number): void {
+    native(() => this.native.discard(offset, length));
+  }
+
+  /**
+   * Takes whole pages out of the page tables of this process and of KVM; their bytes stay, and the next access faults
+   * them in again (MADV_DONTNEED). Arguments and errors as in {@link discard}.
+   */
+  unmap(offset: number, length: number): void {
+    native(() => this.native.unmap(offset, length));
+  }
+
   /** Detaches every ArrayBuffer made from the memory, in every thread. It is unmapped when no VM has a slot over it. */
   close(): void {
     this.#windows = undefined;

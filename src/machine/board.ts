@@ -9,9 +9,11 @@ import { AcpiPm } from '../devices/legacy/acpi-pm.js';
 import { CmosRtc } from '../devices/legacy/cmos-rtc.js';
 import { DebugConsole } from '../devices/legacy/debug-console.js';
 import { DebugExit } from '../devices/legacy/debug-exit.js';
+import { FW_CFG_PORTS, FwCfg } from '../devices/legacy/fw-cfg.js';
 import { I8042 } from '../devices/legacy/i8042.js';
 import { PostPort } from '../devices/legacy/post-port.js';
 import { Pvpanic } from '../devices/legacy/pvpanic.js';
+import { TEST_MEMORY_BYTES, TEST_PORTS, TestIrqs, TestMemory, TestPorts } from '../devices/legacy/test-device.js';
 import { Uart16550, type UartOutput } from '../devices/legacy/uart16550.js';
 import type { ConsoleSize } from '../devices/virtio/console/console.js';
 import type { PortOutput } from '../devices/virtio/console/port.js';
@@ -26,9 +28,10 @@ import { ThreadedRunLoop } from '../loop/threaded-run-loop.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
 import { guestCpuid } from './cpuid-policy.js';
 import { VirtioDevices } from './devices.js';
-import { IRQS, KVM_IDENTITY_MAP_GPA, KVM_TSS_GPA, MEMORY_LAYOUT, PORTS } from './layout.js';
+import { IRQS, KVM_IDENTITY_MAP_GPA, KVM_TSS_GPA, MEMORY_LAYOUT, PORTS, TEST_MEMORY_GPA } from './layout.js';
 import { foreignCmdline } from './foreign.js';
 import type { MachineConfig, MachineExit, MachineStats } from './machine.js';
+import { memoryControl } from './memory-control.js';
 import { ramRegions } from './memory-map.js';
 import type { NamedPort } from './named-port.js';
 import type { StreamHub } from './stream-hub.js';
@@ -138,6 +141,7 @@ export class Board {
     const rtc = new CmosRtc({ memoryBelow4GiB: low.size, memoryAbove4GiB: high?.size ?? 0 });
     ports.register(rtc, PORTS.CMOS, 2);
 
+    if (config.testdev) this.#addTestDevice(config, events);
     ports.register(new PostPort(), PORTS.POST, 1);
     ports.register(new DebugConsole({ output: events.console }), PORTS.DEBUG_CONSOLE, 1);
     const debugExit = new DebugExit({ onExit: (value) => this.#end({ reason: 'shutdown', debugExit: value & 0xff }) });
@@ -211,6 +215,18 @@ export class Board {
     await this.#virtioHost?.close();
     await this.#virtio?.close();
     this.#vm.close();
+  }
+
+  #addTestDevice({ memoryBytes, cpus }: MachineConfig, events: BoardEvents): void {
+    const { ports } = this;
+    const vm = this.#vm;
+    const { dropPage } = memoryControl(vm.memory);
+    ports.register(new TestPorts({ onDropPage: dropPage }), PORTS.TEST_DATA, TEST_PORTS);
+    ports.register(new DebugConsole({ output: events.console }), PORTS.TEST_OUTPUT, 1);
+    const lines = Array.from({ length: IRQS.COUNT }, (_, gsi) => vm.irqLine(gsi));
+    ports.register(new TestIrqs(lines), PORTS.TEST_IRQS, lines.length);
+    this.mmio.register(new TestMemory(), TEST_MEMORY_GPA, TEST_MEMORY_BYTES);
+    ports.register(new FwCfg({ memoryBytes, cpus }), PORTS.FW_CFG, FW_CFG_PORTS);
   }
 
   async #addVirtio(config: MachineConfig, events: BoardEvents): Promise<void> {

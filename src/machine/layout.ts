@@ -23,9 +23,18 @@ export const PORTS = {
   DEBUG_CONSOLE: 0xe9,
   /** QEMU's isa-debug-exit, where its users put it. */
   DEBUG_EXIT: 0xf4,
+  /** The test device, as QEMU's pc-testdev and its predecessor had it: data, output, interrupt lines. */
+  TEST_DATA: 0xe0,
+  TEST_OUTPUT: 0xf1,
+  TEST_IRQS: 0x2000,
+  /** QEMU's firmware configuration: selector, data. */
+  FW_CFG: 0x510,
   /** QEMU's pvpanic, at its usual place. */
   PVPANIC: 0x505,
 } as const;
+
+/** The test device's memory, at an address that a PC's firmware has. */
+export const TEST_MEMORY_GPA = 0xff000000;
 
 /** Interrupt lines (GSIs), as on every PC. */
 export const IRQS = {
@@ -34,6 +43,8 @@ export const IRQS = {
   RTC: 8,
   /** No PC's: an I/O APIC input of its own, announced by ACPI. */
   POWER_BUTTON: 23,
+  /** Inputs of the I/O APIC. */
+  COUNT: 24,
 } as const;
 
 /** PCI: one bus, inside the MMIO hole. */

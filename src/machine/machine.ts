@@ -76,6 +76,8 @@ export interface MachineConfig {
   net: NetConfig[];
   /** A virtio entropy device. */
   rng: boolean;
+  /** The test device of QEMU's, for programs that test a hypervisor. */
+  testdev: boolean;
   /** How the virtio devices are attached. */
   virtioTransport: 'pci' | 'mmio';
 }

@@ -80,6 +80,7 @@ const schema = z.strictObject({
   drives: z.array(drive).default([]),
   net: z.array(net).default([]),
   rng: z.boolean().default(false),
+  testdev: z.boolean().default(false),
   virtioTransport: z.enum(['pci', 'mmio']).default('pci'),
 });
 
@@ -110,6 +111,11 @@ export interface MicroVMOptions {
   net?: readonly NetOptions[] | undefined;
   /** A virtio entropy device. Default false. Under KVM. */
   rng?: boolean | undefined;
+  /**
+   * The test device that programs like kvm-unit-tests expect of QEMU (`pc-testdev`): ports 0xe0 to 0xe7, output at 0xf1,
+   * interrupt lines from 0x2000, memory at 0xff000000; and the number of CPUs in fw_cfg. Default false.
+   */
+  testdev?: boolean | undefined;
   /** How virtio devices are attached: PCI, the default, or MMIO. */
   virtioTransport?: 'pci' | 'mmio' | undefined;
 }

@@ -1,3 +1,4 @@
+import type { Duplex } from 'node:stream';
 import { VmmError } from '../errors.js';
 import { describeExit, QemuProcess, type QemuExit } from '../backends/qemu/process.js';
 import type { QmpShutdownCause } from '../backends/qemu/qmp.js';
@@ -18,6 +19,9 @@ const MACHINE = 'q35,accel=tcg,sata=off,smbus=off,usb=off,vmport=off';
 const DEBUG_EXIT = 'isa-debug-exit,iobase=0xf4,iosize=0x04';
 /** Takes all eight bits, for who writes there first; nothing else has this port. */
 const DEBUG_EXIT_BYTE = 'isa-debugcon,iobase=0xf8,chardev=debug';
+
+/** Output of the test device, for the console. */
+const TEST_OUTPUT = 'test-output';
 
 /** How often to look whether every vCPU has halted for good, which QEMU does not report. */
 const HALT_POLL_MS = 1_000;
@@ -52,11 +56,17 @@ export class QemuGuest {
     return new QemuGuest(
       await QemuProcess.start({
         program: 'qemu-system-x86_64',
-        chardevs: ['serial0', 'debug'],
+        chardevs: ['serial0', 'debug', ...(config.testdev ? [TEST_OUTPUT] : [])],
         args: qemuArguments(config, foreign ? config.kernelArguments : config.cmdline),
         ...options,
       }),
     );
+  }
+
+  /** What the guest prints: its serial port, which takes input, too, then its other outputs. */
+  get outputs(): readonly [Duplex, ...Duplex[]] {
+    const { serial0, [TEST_OUTPUT]: test } = this.process.chardevs;
+    return test ? [serial0, test] : [serial0];
   }
 
   async run(): Promise<void> {
@@ -180,6 +190,7 @@ function qemuArguments(config: MachineConfig, cmdline: string): string[] {
     ...['-kernel', config.kernelPath, '-append', cmdline],
     ...(config.initrdPath === undefined ? [] : ['-initrd', config.initrdPath]),
     ...['-serial', 'chardev:serial0', '-device', DEBUG_EXIT_BYTE, '-device', DEBUG_EXIT, '-device', 'pvpanic'],
+    ...(config.testdev ? ['-device', 'pc-testdev', '-device', `isa-debugcon,iobase=0xf1,chardev=${TEST_OUTPUT}`] : []),
     // The guest's end stops it, so that it can be looked at; `quit` then ends the process.
     ...['-action', 'reboot=shutdown,shutdown=pause,panic=shutdown'],
     // The only way to tell a triple fault from a reset the guest asked for: QEMU logs the former.

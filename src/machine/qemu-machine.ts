@@ -1,4 +1,3 @@
-import type { Duplex } from 'node:stream';
 import { VmmError } from '../errors.js';
 import { Batches } from '../backends/qemu/batches.js';
 import { ConsoleStream } from './console-stream.js';
@@ -16,7 +15,7 @@ export class QemuMachine implements Machine {
   readonly exited: Promise<MachineExit>;
   readonly #config: MachineConfig;
   #guest: QemuGuest;
-  #serial!: Duplex;
+  #outputs!: QemuGuest['outputs'];
   #waitingBytes = 0;
   #state: MachineState = 'created';
   #settle!: { resolve: (exit: MachineExit) => void; reject: (error: unknown) => void };
@@ -25,10 +24,11 @@ export class QemuMachine implements Machine {
     this.#config = config;
     this.#guest = guest;
     this.console = new ConsoleStream({
-      write: (bytes, taken) => this.#serial.write(bytes, taken),
+      write: (bytes, taken) => this.#outputs[0].write(bytes, taken),
       onConsumed: (length) => {
         this.#waitingBytes -= length;
-        if (this.#waitingBytes <= OUTPUT_WINDOW_BYTES) this.#serial.resume();
+        if (this.#waitingBytes > OUTPUT_WINDOW_BYTES) return;
+        for (const stream of this.#outputs) stream.resume();
       },
       keepBytes: OUTPUT_WINDOW_BYTES / 2,
     });
@@ -141,22 +141,24 @@ export class QemuMachine implements Machine {
 
   #adopt(guest: QemuGuest): void {
     this.#guest = guest;
-    const serial = guest.process.chardevs['serial0'];
-    this.#serial = serial;
+    this.#outputs = guest.outputs;
     const output = new Batches((bytes) => {
       if (this.#guest !== guest) return;
       this.#waitingBytes += bytes.length;
-      if (this.#waitingBytes > OUTPUT_WINDOW_BYTES && !guest.process.hasExited) serial.pause();
+      if (this.#waitingBytes > OUTPUT_WINDOW_BYTES && !guest.process.hasExited) {
+        for (const stream of guest.outputs) stream.pause();
+      }
       this.console.deliver(bytes);
     });
-    serial.on('data', (bytes: Buffer) => output.add(bytes));
+    for (const stream of guest.outputs) stream.on('data', (bytes: Buffer) => output.add(bytes));
     const settle = async (then: () => void) => {
       if (this.#guest !== guest) return; // reset() put another in its place
       if (this.#state !== 'closed') this.#state = 'exited';
-      // What the guest printed last is in the socket: little enough to take in at once, reader or not.
-      serial.resume();
-      if (!serial.readableEnded && !serial.destroyed) {
-        await new Promise<void>((resolve) => serial.once('end', resolve).once('close', resolve));
+      // What the guest printed last is in the sockets: little enough to take in at once, reader or not.
+      for (const stream of guest.outputs) {
+        stream.resume();
+        if (stream.readableEnded || stream.destroyed) continue;
+        await new Promise<void>((resolve) => stream.once('end', resolve).once('close', resolve));
       }
       output.flush();
       this.console.finish();

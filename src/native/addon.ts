@@ -67,6 +67,10 @@ export interface NativeMemory {
   fd(): number;
   token(): number;
   size(): number;
+  /** Gives the host's pages back: they read as zeroes from now on. Offset and length are multiples of 4096. */
+  discard(offsetBytes: number, lengthBytes: number): void;
+  /** Takes pages out of the process's page tables; their bytes stay. */
+  unmap(offsetBytes: number, lengthBytes: number): void;
   close(): void;
 }
 

@@ -32,8 +32,20 @@ describe.skipIf(!existsSync('/dev/kvm'))('a Multiboot kernel (skipped where ther
   });
 
   it('may be linked for low memory, and needs neither module nor command line', async () => {
-    const { console } = await run({ kernel: assembleMultiboot('flat', '0x8000') });
+    const { console } = await run({ kernel: assembleMultiboot('flat', { address: '0x8000' }) });
     expect(console.split('\n')).toEqual(['multiboot', ...MEMORY_MAP, '']);
+  });
+
+  it.each([1, 4])('finds the test device that it expects of QEMU, with %d vCPUs', async (cpus) => {
+    const kernel = assembleMultiboot('elf32', { name: 'test-device' });
+    const { console, ...end } = await run({ kernel, cpus, testdev: true });
+    expect(console.split('\n')).toEqual(['ports', 'page', 'memory', 'irq', `cpus ${cpus}`, '']);
+    expect(end).toEqual({ reason: 'shutdown', debugExit: 0 });
+  });
+
+  it('finds no test device where none was asked for', async () => {
+    const { console, debugExit } = await run({ kernel: assembleMultiboot('elf32', { name: 'test-device' }) });
+    expect([console, debugExit]).toEqual(['', 0]);
   });
 
   it('has the debug-exit status that QEMU would give it, on the command line', () => {

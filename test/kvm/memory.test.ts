@@ -1,4 +1,4 @@
-import { statSync } from 'node:fs';
+import { readFileSync, statSync } from 'node:fs';
 import { expect, it } from 'vitest';
 import { GuestRam, Kvm, type Vm } from 'vmexit/kvm';
 import { createGuest, RAM_BYTES, runToEnd } from '../support/guests.js';
@@ -35,6 +35,36 @@ describeKvm('memory slots', () => {
       else expect(exit.reason).toBe('mmio');
     }
     expect(mib).toBe(6);
+  });
+
+  it('gives the memory behind discarded pages back, which then read as zeroes', () => {
+    withVm((vm) => {
+      const ram = vm.addMemory({ gpa: MIB, size: 4 * MIB });
+      ram.bytes.fill(7);
+      const used = () => statSync(`/proc/self/fd/${ram.fd}`).blocks * 512;
+      const before = used();
+      ram.discard(MIB, 2 * MIB);
+      expect(before - used()).toBe(2 * MIB);
+      expect([ram.bytes[MIB - 1], ram.bytes[MIB], ram.bytes[3 * MIB - 1], ram.bytes[3 * MIB]]).toEqual([7, 0, 0, 7]);
+      expect(() => ram.discard(0, 100)).toThrow(refusal('INVALID_ARGUMENT'));
+      expect(() => ram.discard(3 * MIB, 2 * MIB)).toThrow(refusal('INVALID_ARGUMENT'));
+      expect(() => ram.unmap(-4096, 4096)).toThrow(refusal('INVALID_ARGUMENT'));
+    });
+  });
+
+  it('keeps what is in pages that are unmapped, and maps them again when they are used', () => {
+    withVm((vm) => {
+      const ram = vm.addMemory({ gpa: 0, size: 4 * MIB });
+      ram.bytes.fill(7);
+      // Of this process's page tables: smaps counts in KiB.
+      const mapped = () =>
+        Number(/vmexit-guest-memory[^]*?^Rss: *(\d+) kB/m.exec(readFileSync('/proc/self/smaps', 'utf8'))![1]) * 1024;
+      expect(mapped()).toBe(4 * MIB);
+      ram.unmap(MIB, MIB);
+      expect(mapped()).toBe(3 * MIB);
+      expect(ram.bytes.subarray(MIB, 2 * MIB).every((byte) => byte === 7)).toBe(true);
+      expect(mapped()).toBe(4 * MIB);
+    });
   });
 
   it('refuses slots that overlap, and keeps nothing of the refused one', () => {

@@ -40,6 +40,7 @@ beforeAll(async () => {
     net: [],
     rng: false,
     consolePorts: [],
+    testdev: false,
     virtioTransport: 'pci',
   };
 });

@@ -36,16 +36,20 @@ export type MultibootFormat = keyof typeof MULTIBOOT;
 export const MULTIBOOT_FORMATS = Object.keys(MULTIBOOT) as MultibootFormat[];
 
 /**
- * Assembles firmware/multiboot.S, for 1 MiB unless told otherwise.
+ * Assembles a Multiboot kernel of firmware/, for 1 MiB unless told otherwise.
  *
- * @returns The path of the kernel, which goes with the test; its name is `multiboot`.
+ * @param name Of the source without `.S`; default `multiboot`.
+ * @returns The path of the kernel, which goes with the test and has that name.
  */
-export function assembleMultiboot(format: MultibootFormat, address = '0x100000'): string {
+export function assembleMultiboot(
+  format: MultibootFormat,
+  { name = 'multiboot', address = '0x100000' }: { name?: string; address?: string } = {},
+): string {
   const directory = mkdtempSync(join(tmpdir(), 'vmexit-kernel-'));
   onTestFinished(() => rmSync(directory, { recursive: true }));
-  const path = join(directory, 'multiboot');
+  const path = join(directory, name);
   const { as, ld, ...rest } = MULTIBOOT[format];
-  execFileSync('as', [...as, '-I', FIRMWARE, '-o', `${path}.o`, join(FIRMWARE, 'multiboot.S')]);
+  execFileSync('as', [...as, '-I', FIRMWARE, '-o', `${path}.o`, join(FIRMWARE, `${name}.S`)]);
   execFileSync('ld', [...ld, '-N', '--no-warn-rwx-segments', '-Ttext', address, '-o', path, `${path}.o`]);
   if ('objcopy' in rest) execFileSync('objcopy', [...rest.objcopy, path]);
   return path;

@@ -16,6 +16,7 @@ export type GuestStep = { when: string } & (
   /** Random bytes to a console port, and back. */
   | { act: 'echo'; port: string; bytes: number }
   | { act: 'powerButton' }
+  | { act: 'stop' }
 );
 
 /** One guest for programs/boot.mjs. */

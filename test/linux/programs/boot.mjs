@@ -32,6 +32,7 @@ async function run({ name, options, consoleSize, steps = [], serve, timeoutMs = 
     const acts = {
       stats: async (step) => (report.stats[step.as] = await vm.stats()),
       powerButton: () => vm.powerButton(),
+      stop: () => vm.stop(),
       fetch: async (step) => (report.fetched[step.as] = await (await globalThis.fetch(step.url)).text()),
       type: (step) => vm.console.write(step.text),
       resizeConsole: ({ columns, rows }) => vm.resizeConsole({ columns, rows }),

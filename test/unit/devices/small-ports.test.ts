@@ -3,8 +3,11 @@ import type { AccessSize } from '../../../src/bus/device.js';
 import { AcpiPm } from '../../../src/devices/legacy/acpi-pm.js';
 import { DebugConsole } from '../../../src/devices/legacy/debug-console.js';
 import { DebugExit } from '../../../src/devices/legacy/debug-exit.js';
+import { FwCfg } from '../../../src/devices/legacy/fw-cfg.js';
 import { PostPort } from '../../../src/devices/legacy/post-port.js';
 import { Pvpanic } from '../../../src/devices/legacy/pvpanic.js';
+import { TEST_MEMORY_BYTES, TestIrqs, TestMemory, TestPorts } from '../../../src/devices/legacy/test-device.js';
+import { FakeIrqLine } from '../../../src/irq/irq-line.js';
 
 describe('DebugExit', () => {
   it.each<[AccessSize, number]>([
@@ -61,6 +64,66 @@ describe('Pvpanic', () => {
     port.write(0, 1, 2);
     port.write(0, 1, 3);
     expect(events).toEqual(['crash kernel', 'panic']);
+  });
+});
+
+describe('the test device', () => {
+  it('remembers eight bytes, and drops a page for a whole address alone', () => {
+    const dropped: number[] = [];
+    const ports = new TestPorts({ onDropPage: (gpa) => dropped.push(gpa) });
+    ports.write(0, 4, 0xfedcba98);
+    ports.write(1, 1, 0x11);
+    expect([ports.read(0, 4), ports.read(2, 2), ports.read(4, 4)]).toEqual([0xfedc1198, 0xfedc, 0]);
+    ports.write(4, 2, 0x5000);
+    expect(dropped).toEqual([]);
+    ports.write(4, 4, 0xfffff123);
+    expect(dropped).toEqual([0xfffff000]);
+    expect(ports.read(4, 4)).toBe(0xfffff123);
+    ports.reset();
+    expect(ports.read(0, 4)).toBe(0);
+  });
+
+  it('drives the interrupt line of each port by bytes', () => {
+    const lines = [new FakeIrqLine(), new FakeIrqLine()];
+    const irqs = new TestIrqs(lines);
+    irqs.write(1, 1, 0x80);
+    irqs.write(0, 2, 0xffff);
+    expect(lines.map(({ level }) => level)).toEqual([false, true]);
+    irqs.write(1, 1, 0);
+    irqs.write(7, 1, 1);
+    expect(lines[1].level).toBe(false);
+    expect(irqs.read(0, 2)).toBe(0xffff);
+  });
+
+  it('has memory that takes and gives every width', () => {
+    const memory = new TestMemory();
+    memory.write(TEST_MEMORY_BYTES - 4, 4, 0xf1e2d3c4);
+    memory.write(TEST_MEMORY_BYTES - 1, 1, 0x77);
+    expect(memory.read(TEST_MEMORY_BYTES - 4, 4)).toBe(0x77e2d3c4);
+    expect(memory.read(TEST_MEMORY_BYTES - 3, 2)).toBe(0xe2d3);
+  });
+});
+
+describe('FwCfg', () => {
+  const read = (device: FwCfg, key: number, bytes: number) => {
+    device.write(0, 2, key);
+    return Array.from({ length: bytes }, () => device.read(1, 1));
+  };
+
+  it('gives the item that was selected, byte by byte, and zeroes behind it', () => {
+    const device = new FwCfg({ memoryBytes: 5 * 2 ** 30, cpus: 3 });
+    expect(read(device, 3, 8)).toEqual([0, 0, 0, 0x40, 1, 0, 0, 0]);
+    expect(read(device, 5, 3)).toEqual([3, 0, 0]);
+    expect(read(device, 15, 2)).toEqual([3, 0]);
+    expect(Buffer.from(read(device, 0, 4)).toString()).toBe('QEMU');
+    expect(read(device, 0xffff, 2)).toEqual([0, 0]);
+  });
+
+  it('ignores accesses of a width that a register does not have', () => {
+    const device = new FwCfg({ memoryBytes: 4096, cpus: 1 });
+    device.write(0, 1, 5);
+    device.write(1, 1, 5);
+    expect([device.read(0, 2), device.read(1, 1)]).toEqual([0xffff, 'Q'.charCodeAt(0)]);
   });
 });
 

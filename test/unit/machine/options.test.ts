@@ -27,6 +27,7 @@ describe('options', () => {
         drives: [],
         net: [],
         rng: false,
+        testdev: false,
         virtioTransport: 'pci',
       },
     });
