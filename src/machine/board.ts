@@ -220,8 +220,8 @@ export class Board {
   #addTestDevice({ memoryBytes, cpus }: MachineConfig, events: BoardEvents): void {
     const { ports } = this;
     const vm = this.#vm;
-    const { dropPage } = memoryControl(vm.memory);
-    ports.register(new TestPorts({ onDropPage: dropPage }), PORTS.TEST_DATA, TEST_PORTS);
+    const control = memoryControl(vm.memory);
+    ports.register(new TestPorts({ onDropPage: (gpa) => control.dropPage(gpa) }), PORTS.TEST_DATA, TEST_PORTS);
     ports.register(new DebugConsole({ output: events.console }), PORTS.TEST_OUTPUT, 1);
     const lines = Array.from({ length: IRQS.COUNT }, (_, gsi) => vm.irqLine(gsi));
     ports.register(new TestIrqs(lines), PORTS.TEST_IRQS, lines.length);

@@ -86,6 +86,16 @@ export class GuestMemory {
     return bytes;
   }
 
+  /** Where bytes that {@link tryView} gave out are; undefined for others. */
+  gpaOf(view: Uint8Array): number | undefined {
+    for (const region of this.#regions) {
+      const index = region.windows.findIndex(({ buffer }) => buffer === view.buffer);
+      if (index < 0) continue;
+      return region.gpa + index * region.windowStride + view.byteOffset - region.windows[index].byteOffset;
+    }
+    return undefined;
+  }
+
   /** Copies guest bytes out. @throws VmmError code "GPA_OUT_OF_RANGE" */
   read(gpa: number, length: number): Uint8Array {
     return this.view(gpa, length).slice();
