@@ -1,3 +1,5 @@
+#include <utility>
+
 #include "bindings/arguments.h"
 #include "bindings/objects.h"
 
@@ -65,7 +67,7 @@ void VcpuObject::DefineRunInline(Napi::Env env, Napi::Value self) {
 
 VcpuObject::~VcpuObject() {
   // Not Close(): an ArrayBuffer over kvm_run may be alive still, and keeps the vCPU.
-  if (vcpu_) vcpu_->Quiesce();
+  if (in_turn_) vcpu_->Leave();
 }
 
 Napi::Value VcpuObject::Ioctl(const Napi::CallbackInfo& info) {
@@ -83,6 +85,7 @@ Napi::Value VcpuObject::Run(const Napi::CallbackInfo& info) {
     Watch& watch = addon.watch();
     uint64_t timeout_ns = IntegerArgument(info, 0, INT64_MAX / 2);
     in_turn_ = false;
+    VcpuEntry entry(vcpu);
     watch.Use(vcpu_);
     watch.Arm(true);
     if (timeout_ns != 0) {
@@ -114,6 +117,7 @@ napi_value VcpuObject::RunInline(Napi::Env env) {
     turn_watch_ = &addon.watch();
     turn_watch_->Use(vcpu_);
     turn_watch_->Arm(true);
+    if (!in_turn_) vcpu.Enter();
     in_turn_ = true;
     turn_activity_ = turn_loop_->Activity();
     turn_owed_ns_ = UvLoop::kNever;
@@ -126,9 +130,10 @@ napi_value VcpuObject::RunInline(Napi::Env env) {
   }
   int result = vcpu.Run();
   if (result == 0) return nullptr;
+  if (result == -EINTR) vcpu.TakeKick();
+  napi_value interrupted = YieldToLoop(env);
   if (result != -EINTR) ThrowRunError(-result);
-  vcpu.TakeKick();
-  return YieldToLoop(env);
+  return interrupted;
 }
 
 // Has the kicker end the turn when the loop's next timer is due. False: it is due now.
@@ -142,6 +147,7 @@ bool VcpuObject::SetTurnDeadline() {
 
 napi_value VcpuObject::YieldToLoop(Napi::Env env) {
   in_turn_ = false;
+  vcpu_->Leave();
   turn_watch_->Arm(false);
   Kicker::Get().SetDeadline(*turn_watch_, UvLoop::kNever);
   return Napi::Number::New(env, kInterrupted);
@@ -150,7 +156,9 @@ napi_value VcpuObject::YieldToLoop(Napi::Env env) {
 // completePending(): lets KVM finish the port or MMIO access of the last exit without running the guest.
 Napi::Value VcpuObject::CompletePending(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&] {
+    in_turn_ = false;
     vcpu().Interrupt();
+    VcpuEntry entry(vcpu());
     int result = vcpu().Run();
     if (result < 0 && result != -EINTR) ThrowRunError(-result);
     return info.Env().Undefined();
@@ -186,6 +194,7 @@ Napi::Value VcpuObject::Close(const Napi::CallbackInfo& info) {
     if (vcpu_) {
       vcpu();
       kvm_run_.Detach(info.Env());
+      if (std::exchange(in_turn_, false)) vcpu_->Leave();
       vcpu_->Close();
       vcpu_.reset();
     }

@@ -18,10 +18,11 @@ int KickSignal() { return SIGRTMIN + 6; }
 void InstallKickHandler() {
   struct sigaction action = {};
   action.sa_handler = [](int) {};
+  // Between two runs it may meet a system call of the program's own. KVM_RUN ends with EINTR all the same.
+  action.sa_flags = SA_RESTART;
   sigaction(KickSignal(), &action, nullptr);
 }
 
-// The calling thread's id, with the kick signal unblocked on it.
 pid_t PrepareThread() {
   static std::once_flag installed;
   std::call_once(installed, InstallKickHandler);
@@ -30,6 +31,12 @@ pid_t PrepareThread() {
   sigaddset(&signals, KickSignal());
   pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
   return static_cast<pid_t>(syscall(SYS_gettid));
+}
+
+// The calling thread's id, with the kick signal unblocked on it.
+pid_t ThreadId() {
+  thread_local const pid_t thread = PrepareThread();
+  return thread;
 }
 
 }  // namespace
@@ -56,16 +63,18 @@ Vcpu::~Vcpu() {
   Registry<Vcpu>::Get().Remove(token_);
 }
 
-int Vcpu::Run() {
-  thread_local const pid_t thread = PrepareThread();
-  running_thread_.store(thread, std::memory_order_seq_cst);
-  int result = ioctl(fd(), KVM_RUN, 0);
-  int error = result < 0 ? errno : 0;
-  running_thread_.store(0, std::memory_order_seq_cst);
-  if (error == 0) return 0;
+void Vcpu::Enter() { thread_.store(ThreadId(), std::memory_order_seq_cst); }
+
+void Vcpu::Leave() {
+  std::lock_guard lock(mutex_);
+  pid_t self = ThreadId();
+  thread_.compare_exchange_strong(self, 0);
+}
+
+int Vcpu::RunError(int error) {
   // Cleared only when the interruption is reported: one that raced with an ordinary exit stays for the next call.
   if (error == EINTR) __atomic_store_n(&run_->immediate_exit, 0, __ATOMIC_SEQ_CST);
-  return -error;
+  return error;
 }
 
 void Vcpu::Kick() {
@@ -78,7 +87,7 @@ void Vcpu::Interrupt() {
   if (run_ == nullptr) return;
   // immediate_exit first: a thread that is about to enter KVM_RUN sees it, one that is inside gets the signal.
   __atomic_store_n(&run_->immediate_exit, 1, __ATOMIC_SEQ_CST);
-  if (pid_t thread = running_thread_.load(std::memory_order_seq_cst)) {
+  if (pid_t thread = thread_.load(std::memory_order_seq_cst)) {
     syscall(SYS_tgkill, getpid(), thread, KickSignal());
   }
 }

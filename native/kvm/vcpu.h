@@ -1,9 +1,11 @@
 #ifndef VMEXIT_KVM_VCPU_H_
 #define VMEXIT_KVM_VCPU_H_
 
+#include <sys/ioctl.h>
 #include <sys/types.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -32,9 +34,19 @@ class Vcpu {
   uint64_t token() const { return token_; }
   size_t XsaveSize() const { return vm_->XsaveSize(); }
 
-  // One KVM_RUN on the calling thread: 0 after an exit, else -errno; -EINTR where Interrupt(), Kick() or a signal of
-  // someone else's ended it or kept it from starting.
-  int Run();
+  // The calling thread runs this vCPU from now on: Interrupt() signals it.
+  void Enter();
+  // It no longer does, should it have been that one; nobody is about to signal it any more. Needed before it ends.
+  void Leave();
+
+  // One KVM_RUN on the thread that entered: 0 after an exit, else -errno; -EINTR where Interrupt(), Kick() or a signal
+  // of someone else's ended it or kept it from starting. Inline, as is all that every exit pays for: a call level more
+  // is a return that the processor mispredicts, coming from the kernel.
+  int Run() {
+    if (ioctl(fd_.get(), KVM_RUN, 0) == 0) [[likely]]
+      return 0;
+    return -RunError(errno);
+  }
 
   // Makes the present Run(), or else the next one, return -EINTR. From any thread, at any time.
   void Interrupt();
@@ -42,9 +54,6 @@ class Vcpu {
   // Interrupt() on behalf of the user: stays known until TakeKick().
   void Kick();
   bool TakeKick() { return kicked_.exchange(false); }
-
-  // Returns when no Interrupt() is about to signal a thread: call it on a thread that has run this vCPU before it ends.
-  void Quiesce() { std::lock_guard lock(mutex_); }
 
   // Busy: a thread of its own has this vCPU, inside KVM_RUN or about to enter it. Nobody else may use it then: KVM
   // would make an ioctl wait for the guest's next exit.
@@ -55,6 +64,7 @@ class Vcpu {
   void Close();
 
  private:
+  int RunError(int error);
   Vcpu(std::shared_ptr<Vm> vm, uint32_t id, UniqueFd fd, kvm_run* run, size_t run_size);
 
   std::shared_ptr<Vm> vm_;
@@ -64,12 +74,23 @@ class Vcpu {
   kvm_run* run_;
   size_t run_size_;
   uint64_t token_ = 0;
-  // The thread inside KVM_RUN, or 0. Cleared without mutex_: Quiesce() takes it before the thread ends, so an
-  // Interrupt() that still sees the id signals a thread that exists.
-  std::atomic<pid_t> running_thread_{0};
+  // The thread between Enter() and Leave(), or 0.
+  std::atomic<pid_t> thread_{0};
   std::atomic<bool> kicked_{false};
   std::atomic<bool> busy_{false};
   std::mutex mutex_;
+};
+
+// From here on, the calling thread has entered.
+class VcpuEntry {
+ public:
+  explicit VcpuEntry(Vcpu& vcpu) : vcpu_(vcpu) { vcpu_.Enter(); }
+  ~VcpuEntry() { vcpu_.Leave(); }
+  VcpuEntry(const VcpuEntry&) = delete;
+  VcpuEntry& operator=(const VcpuEntry&) = delete;
+
+ private:
+  Vcpu& vcpu_;
 };
 
 }  // namespace vmexit

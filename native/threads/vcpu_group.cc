@@ -70,6 +70,7 @@ void VcpuGroup::Loop(Slot& slot) {
   snprintf(name, sizeof name, "vcpu-%zu", static_cast<size_t>(slot.vcpu->id()));
   pthread_setname_np(pthread_self(), name);
   uint32_t spin_limit = kMinSpin;
+  VcpuEntry entry(*slot.vcpu);
   while (!stopping_.load(std::memory_order_seq_cst)) {
     if (paused_.load(std::memory_order_seq_cst)) {
       Publish(slot, kParked);
@@ -83,7 +84,6 @@ void VcpuGroup::Loop(Slot& slot) {
     Publish(slot, kExited);
     AwaitContinue(slot, spin_limit);
   }
-  slot.vcpu->Quiesce();
 }
 
 void VcpuGroup::Publish(Slot& slot, State state) {
