@@ -1,4 +1,3 @@
-import { VmmError } from '../errors.js';
 import { LAYOUT } from './abi.js';
 import { decode, encode, sizeOf, type Struct } from './struct.js';
 
@@ -19,17 +18,4 @@ export function encodeCpuid(entries: readonly CpuidEntry[], capacity: number): U
 export function decodeCpuid(bytes: Uint8Array): CpuidEntry[] {
   const count = new DataView(bytes.buffer).getUint32(0, true);
   return Array.from({ length: count }, (_, i) => decode('kvm_cpuid_entry2', bytes, HEADER_BYTES + i * ENTRY_BYTES));
-}
-
-/** Calls with twice the room as long as the kernel (E2BIG) or the addon says that it was too little. */
-export function growing<T>(size: number, limit: number, call: (size: number) => T): T {
-  for (;;) {
-    try {
-      return call(size);
-    } catch (error) {
-      const tooSmall = error instanceof VmmError && (error.errno === 'E2BIG' || error.code === 'INVALID_ARGUMENT');
-      if (!tooSmall || size >= limit) throw error;
-      size *= 2;
-    }
-  }
 }

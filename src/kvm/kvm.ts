@@ -1,7 +1,8 @@
 import { VmmError } from '../errors.js';
 import { addon, native, type NativeSystem } from '../native/addon.js';
 import { KVM, KVM_CAP, LAYOUT } from './abi.js';
-import { decodeCpuid, encodeCpuid, growing, type CpuidEntry } from './cpuid.js';
+import { decodeCpuid, encodeCpuid, type CpuidEntry } from './cpuid.js';
+import { growing } from './growing.js';
 import { Vm } from './vm.js';
 
 /** A capability's name without its `KVM_CAP_`. */

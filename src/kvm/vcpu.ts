@@ -2,8 +2,9 @@ import { VmmError } from '../errors.js';
 import { native, type NativeVcpu } from '../native/addon.js';
 import { KVM, KVM_GUESTDBG, LAYOUT } from './abi.js';
 import { requireArray } from './arguments.js';
-import { decodeCpuid, encodeCpuid, growing, type CpuidEntry } from './cpuid.js';
+import { decodeCpuid, encodeCpuid, type CpuidEntry } from './cpuid.js';
 import { ExitDecoder, type VmExit } from './exit.js';
+import { growing } from './growing.js';
 import { decode, encode, sizeOf, type Struct, type StructName } from './struct.js';
 
 export type Regs = Struct<'kvm_regs'>;
@@ -41,24 +42,22 @@ export class Vcpu implements Disposable {
   readonly id: number;
   /** @internal */
   readonly native: NativeVcpu;
-  readonly #native: NativeVcpu;
   #decoder: ExitDecoder | undefined;
 
   /** @internal Made by `Vm.createVcpu`. */
   constructor(vcpu: NativeVcpu, id: number) {
     this.native = vcpu;
-    this.#native = vcpu;
     this.id = id;
   }
 
   /** The exits' decoder over this vCPU's kvm_run pages. */
   get exit(): ExitDecoder {
-    return (this.#decoder ??= new ExitDecoder(native(() => this.#native.kvmRun())));
+    return (this.#decoder ??= new ExitDecoder(native(() => this.native.kvmRun())));
   }
 
   /** Names this vCPU to other threads of the process, for `kickVcpu`. */
   get token(): number {
-    return native(() => this.#native.token());
+    return native(() => this.native.token());
   }
 
   /**
@@ -81,7 +80,7 @@ export class Vcpu implements Disposable {
       timeoutNs = Math.ceil(timeoutMs * 1e6);
     }
     try {
-      return this.#native.run(timeoutNs);
+      return this.native.run(timeoutNs);
     } catch (error) {
       return rethrow(error);
     }
@@ -95,7 +94,7 @@ export class Vcpu implements Disposable {
    */
   runInline(): number {
     try {
-      return this.#native.runInline() ?? this.exit.code;
+      return this.native.runInline() ?? this.exit.code;
     } catch (error) {
       return rethrow(error);
     }
@@ -111,12 +110,12 @@ export class Vcpu implements Disposable {
    * Call it before saving state.
    */
   completePending(): void {
-    native(() => this.#native.completePending());
+    native(() => this.native.completePending());
   }
 
   /** Makes the present run, or else the next one, return reason `intr`. From other threads: `kickVcpu(token)`. */
   kick(): void {
-    native(() => this.#native.kick());
+    native(() => this.native.kick());
   }
 
   getRegs(): Regs {
@@ -276,7 +275,7 @@ export class Vcpu implements Disposable {
 
   /** Closes the fd and detaches kvm_run. Idempotent. */
   close(): void {
-    this.#native.close();
+    this.native.close();
   }
 
   [Symbol.dispose](): void {
@@ -284,7 +283,7 @@ export class Vcpu implements Disposable {
   }
 
   #ioctl(request: number, argument: number | bigint | Uint8Array): number {
-    return native(() => this.#native.ioctl(request, argument));
+    return native(() => this.native.ioctl(request, argument));
   }
 
   #get<N extends StructName>(request: number, name: N): Struct<N> {

@@ -75,6 +75,15 @@ const USER_CS = SYSRET_BASE + 16;
 
 const PORT = 0x80;
 
+/** Writes AL to the port, reads it, and writes one more than it read: the same bytes in every mode. */
+const PORT_DIALOGUE = [
+  [0xe6, PORT], //  out  PORT, al
+  [0xe4, PORT], //  in   al, PORT
+  [0xfe, 0xc0], //  inc  al
+  [0xe6, PORT], //  out  PORT, al
+  [0xf4], //        hlt
+].flat();
+
 /** Runs the three guests that tell whether this KVM can run a kernel; about 20 ms. @throws as `Kvm.open` does. */
 export function probeKvm(): KvmProbe {
   using kvm = Kvm.open();
@@ -120,17 +129,7 @@ function attempt(probe: () => ProbeResult): ProbeResult {
 
 function realMode(kvm: Kvm): ProbeResult {
   return guest(kvm, (vcpu, memory) => {
-    memory.set(
-      [
-        [0xb0, 0x41], //       mov  al, 0x41
-        [0xe6, PORT], //       out  PORT, al
-        [0xe4, PORT], //       in   al, PORT
-        [0xfe, 0xc0], //       inc  al
-        [0xe6, PORT], //       out  PORT, al
-        [0xf4], //             hlt
-      ].flat(),
-      CODE_GPA,
-    );
+    memory.set([0xb0, 0x41, ...PORT_DIALOGUE], CODE_GPA); // mov al, 0x41
     const sregs = vcpu.getSregs();
     vcpu.setSregs({ ...sregs, cs: { ...sregs.cs, base: 0n, selector: 0 } });
     start(vcpu, 0n);
@@ -138,22 +137,12 @@ function realMode(kvm: Kvm): ProbeResult {
   });
 }
 
-/** The same dialogue, in code that is the same in 32-bit and 64-bit modes. */
+/** In code that is the same in 32-bit and 64-bit modes. */
 function flatMode(kvm: Kvm, enter: (vcpu: Vcpu) => void): ProbeResult {
   return guest(kvm, (vcpu, memory) => {
     vcpu.setCpuid(kvm.supportedCpuid());
     writePageTables(memory);
-    memory.set(
-      [
-        [0xb8, 0x41, 0, 0, 0], //  mov  eax, 0x41
-        [0xe6, PORT], //           out  PORT, al
-        [0xe4, PORT], //           in   al, PORT
-        [0xfe, 0xc0], //           inc  al
-        [0xe6, PORT], //           out  PORT, al
-        [0xf4], //                 hlt
-      ].flat(),
-      CODE_GPA,
-    );
+    memory.set([0xb8, 0x41, 0, 0, 0, ...PORT_DIALOGUE], CODE_GPA); // mov eax, 0x41
     enter(vcpu);
     start(vcpu, 0n);
     return expectPortDialogue(vcpu);

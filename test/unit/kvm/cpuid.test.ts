@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { VmmError } from '../../../src/errors.js';
-import { decodeCpuid, encodeCpuid, growing } from '../../../src/kvm/cpuid.js';
+import { decodeCpuid, encodeCpuid } from '../../../src/kvm/cpuid.js';
+import { growing } from '../../../src/kvm/growing.js';
 
 describe('CPUID tables', () => {
   it('come back as they were written', () => {
