@@ -12,7 +12,7 @@ import { runVitest } from './vitest.js';
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
 const OUT = 'build-asan';
-const SELECTION = ['test/kvm', 'test/lifetime', 'test/hostile/api', 'test/hostile/exits'];
+const SELECTION = ['test/kvm', 'test/lifetime', 'test/hostile/api', 'test/hostile/exits', 'test/unit/native'];
 
 await execa('npx', ['cmake-js', '-i', '-O', OUT, '--CDVMEXIT_SANITIZE=ON', '-T', 'vmexit', 'build'], {
   cwd: ROOT,

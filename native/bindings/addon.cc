@@ -6,6 +6,7 @@
 #include "bindings/file_ops.h"
 #include "bindings/objects.h"
 #include "bindings/tap_object.h"
+#include "bindings/unix_socket_object.h"
 
 namespace vmexit {
 
@@ -74,6 +75,8 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("Memory", MemoryObject::Define(env));
   exports.Set("EventFd", EventFdObject::Define(env));
   exports.Set("Tap", TapObject::Define(env));
+  exports.Set("UnixSocket", UnixSocketObject::Define(env));
+  exports.Set("socketPair", Napi::Function::New(env, SocketPair, "socketPair"));
   exports.Set("VcpuGroup", VcpuGroupObject::Define(env));
   exports.Set("fallocate", Napi::Function::New(env, Fallocate, "fallocate"));
   exports.Set("flock", Napi::Function::New(env, Flock, "flock"));

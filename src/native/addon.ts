@@ -13,6 +13,10 @@ export interface Addon {
   EventFd: new () => NativeEventFd;
   /** A tap device by name, or by an fd of one, which is duplicated. */
   Tap: new (nameOrFd: string | number) => NativeTap;
+  /** A Unix stream socket: connected or listening at a path, or an fd of one, which is the object's from then on. */
+  UnixSocket: new (...how: ['connect' | 'listen', path: string] | ['adopt', fd: number]) => NativeUnixSocket;
+  /** Both ends of a Unix stream connection: fds that the caller owns. */
+  socketPair(): [number, number];
   VcpuGroup: new (vcpus: readonly NativeVcpu[]) => NativeVcpuGroup;
   /** fallocate(2) on libuv's thread pool; the caller keeps the fd open meanwhile. */
   fallocate(fd: number, mode: number, offsetBytes: number, lengthBytes: number): Promise<void>;
@@ -107,6 +111,23 @@ export interface NativeTap {
   write(header: Uint8Array, frame: readonly Uint8Array[]): number;
   /** Calls back on the event loop while frames wait; undefined ends that. */
   onReadable(callback: (() => void) | undefined): void;
+  close(): void;
+}
+
+/** Never blocks. */
+export interface NativeUnixSocket {
+  /** Sends bytes with duplicates of up to 32 fds. Returns the bytes sent, with which all fds went; 0: there is no room. */
+  send(bytes: Uint8Array, fds: readonly number[]): number;
+  /**
+   * `[bytes, ...fds]`; `[0]` at the stream's end, undefined where nothing waits. The fds are the caller's to close.
+   * Throws with errno EMSGSIZE, and keeps none, where there are more than 32.
+   */
+  receive(into: Uint8Array): [bytes: number, ...fds: number[]] | undefined;
+  /** The fd of a new connection, the caller's to close; undefined where none waits. */
+  accept(): number | undefined;
+  /** Calls back on the event loop while there is something to receive or accept; undefined ends that. */
+  onReadable(callback: (() => void) | undefined): void;
+  fd(): number;
   close(): void;
 }
 
