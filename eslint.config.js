@@ -17,7 +17,7 @@ const MAY_IMPORT = {
   virtio: ['memory', 'bus', 'irq'],
   devices: ['virtio', 'bus', 'irq', 'memory'],
   // A backend implements the interface that is kept beside the device it serves.
-  backends: ['devices', 'virtio', 'memory', 'native'],
+  backends: ['devices', 'virtio', 'memory', 'bus', 'native'],
   machine: ['devices', 'backends', 'boot', 'loop', 'kvm', 'bus', 'irq', 'memory', 'virtio', 'guest'],
   cli: ['machine', 'guest', 'kvm', 'backends'],
 };

@@ -21,6 +21,7 @@ export type VmmErrorCode =
   | 'MACHINE_FAILED' // the virtual machine monitor itself failed: a device's handler threw, its thread died
   | 'QEMU_UNAVAILABLE' // a QEMU program is not installed
   | 'QEMU_FAILED' // a QEMU process failed or died
+  | 'BACKEND_FAILED' // a process that serves a device (vhost-user) died, hangs, or broke the protocol
   | 'NETWORK_FAILED' // what carries a guest's network cannot be set up, or broke down
   | 'CONNECTION_FAILED' // a connection with the guest did not come about or broke; `errno` says how
   | 'ACCEL_UNAVAILABLE' // the accelerator that was asked for cannot be used here

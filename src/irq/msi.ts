@@ -16,12 +16,14 @@ export interface MsiVector {
    * The message that the guest wants sent from now on; undefined while it wants none (masked, or MSI-X is off). `signal`
    * is not called then: what is due meanwhile waits in the device's pending bits.
    *
-   * A vector that somebody else signals too, such as a vhost-user process by its call eventfd, needs its irqfd taken away
-   * on undefined and put back on the next message: the eventfd keeps what came in between, and KVM looks there.
+   * A vector that somebody else signals too, by its {@link eventFd}, has its irqfd taken away on undefined and put back on
+   * the next message: the eventfd keeps what came in between, and KVM looks there.
    */
   setMessage(message: MsiMessage | undefined): void;
   /** Sends the message. */
   signal(): void;
+  /** An eventfd that sends the message when another process, such as a vhost-user backend, signals it. Borrowed. */
+  eventFd?(): number;
 }
 
 /** Gives devices their message-signalled interrupts. */

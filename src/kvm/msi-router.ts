@@ -29,7 +29,7 @@ export class MsiRouter implements MsiTarget, Disposable {
   }
 
   vector(): MsiVector {
-    const vector = new Vector(IOAPIC_PINS + this.#vectors.length, () => this.#update(vector), this);
+    const vector = new Vector(this.#vm, IOAPIC_PINS + this.#vectors.length, this);
     this.#vectors.push(vector);
     return vector;
   }
@@ -39,46 +39,65 @@ export class MsiRouter implements MsiTarget, Disposable {
     for (const vector of this.#vectors) vector.close();
   }
 
-  #update(changed: Vector): void {
+  /** A vector's message changed. */
+  update(): void {
     const routes = irqchipRoutes();
     for (const { gsi, message } of this.#vectors) {
       if (message) routes.push({ gsi, type: 'msi', address: message.address, data: message.data });
     }
     this.#vm.setGsiRouting(routes);
-    if (changed.eventFd) return;
-    changed.eventFd = new EventFd();
-    this.#vm.addIrqFd({ gsi: changed.gsi, eventFd: changed.eventFd });
   }
 }
 
 class Vector implements MsiVector {
-  message: MsiMessage | undefined;
-  /** From the first message on. */
-  eventFd: EventFd | undefined;
   readonly gsi: number;
-  readonly #update: () => void;
+  /** The last one. While there is none nobody of this process signals, so the route can stay until the next. */
+  message: MsiMessage | undefined;
+  readonly #vm: Vm;
   readonly #router: MsiRouter;
+  #eventFd: EventFd | undefined;
+  #hasIrqFd = false;
+  #isMasked = true;
+  /** Another process signals it: the irqfd is there only while there is a message. */
+  #isShared = false;
 
-  constructor(gsi: number, update: () => void, router: MsiRouter) {
+  constructor(vm: Vm, gsi: number, router: MsiRouter) {
+    this.#vm = vm;
     this.gsi = gsi;
-    this.#update = update;
     this.#router = router;
   }
 
   setMessage(message: MsiMessage | undefined): void {
-    // While there is none nobody signals, so the old route can stay until the next message.
-    if (!message) return;
-    if (message.address === this.message?.address && message.data === this.message.data) return;
-    this.message = message;
-    this.#update();
+    this.#isMasked = !message;
+    if (message && (message.address !== this.message?.address || message.data !== this.message.data)) {
+      this.message = message;
+      this.#router.update();
+    }
+    this.#updateIrqFd();
   }
 
   signal(): void {
     this.#router.signals++;
-    this.eventFd?.signal();
+    this.#eventFd?.signal();
+  }
+
+  eventFd(): number {
+    this.#isShared = true;
+    this.#updateIrqFd();
+    return (this.#eventFd ??= new EventFd()).fd;
   }
 
   close(): void {
-    this.eventFd?.close();
+    this.#eventFd?.close();
+  }
+
+  #updateIrqFd(): void {
+    const wanted = this.#isMasked ? this.#hasIrqFd && !this.#isShared : true;
+    if (wanted === this.#hasIrqFd) return;
+    this.#eventFd ??= new EventFd();
+    const irqFd = { gsi: this.gsi, eventFd: this.#eventFd };
+    if (wanted) this.#vm.addIrqFd(irqFd);
+    else this.#vm.removeIrqFd(irqFd);
+    this.#hasIrqFd = wanted;
   }
 }

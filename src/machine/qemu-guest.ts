@@ -1,6 +1,7 @@
 import type { Duplex } from 'node:stream';
 import { VmmError } from '../errors.js';
-import { describeExit, QemuProcess, type QemuExit } from '../backends/qemu/process.js';
+import { QemuProcess } from '../backends/qemu/process.js';
+import { describeExit, type ProcessExit } from '../backends/qemu/supervised.js';
 import type { QmpShutdownCause } from '../backends/qemu/qmp.js';
 import { allHalted, parseBytes, parseCodeBits, parseRegisters } from '../backends/qemu/registers.js';
 import { isForeignKernel } from './foreign.js';
@@ -100,7 +101,7 @@ export class QemuGuest {
     void this.#crashSite.then(() => this.process.quit());
   }
 
-  async #onExit(exit: QemuExit): Promise<MachineExit> {
+  async #onExit(exit: ProcessExit): Promise<MachineExit> {
     clearInterval(this.#haltPoll);
     switch (this.#cause) {
       case 'quit':
@@ -128,7 +129,7 @@ export class QemuGuest {
    *
    * @throws VmmError code "QEMU_FAILED" when that is not how QEMU ended.
    */
-  #debugExit(exit: QemuExit): number {
+  #debugExit(exit: ProcessExit): number {
     // Status 1 is a guest's 0, and also what QEMU ends with when it gives up; then it says why.
     const byGuest =
       exit.code !== null && (exit.code & 1) === 1 && (exit.code !== 1 || this.process.stderrMessage === '');
@@ -138,7 +139,7 @@ export class QemuGuest {
     return full !== undefined && (full & 0x7f) === low ? full : low;
   }
 
-  #failure(exit: QemuExit): VmmError {
+  #failure(exit: ProcessExit): VmmError {
     const said = this.process.stderrMessage;
     return new VmmError(
       'QEMU_FAILED',

@@ -14,6 +14,7 @@ import type { VirtioDevice } from '../virtio/device.js';
 import type { TransportCore } from '../virtio/transport/core.js';
 import { VIRTIO_MMIO_BYTES, VirtioMmio } from '../virtio/transport/mmio.js';
 import { PCI, VIRTIO_MMIO } from './layout.js';
+import { QueueEventFds } from './queue-event-fds.js';
 
 export interface VirtioHostConfig {
   transport: 'pci' | 'mmio';
@@ -42,6 +43,7 @@ export class VirtioHost {
   readonly #kickers = new Set<Kicker>();
   readonly #edgeFds: EventFd[] = [];
   #edges = 0;
+  readonly #eventFds: QueueEventFds[] = [];
 
   /** The VM has its irqchip, and no vCPU runs. */
   constructor(devices: readonly VirtioDevice[], { transport, vm, ports, mmio, onReset }: VirtioHostConfig) {
@@ -73,6 +75,7 @@ export class VirtioHost {
   async close(): Promise<void> {
     for (const kicker of this.#kickers) kicker.close();
     for (const device of this.#devices) await device.reset();
+    for (const eventFds of this.#eventFds) eventFds[Symbol.dispose]();
     this.#msi[Symbol.dispose]();
     for (const eventFd of this.#edgeFds) eventFd.close();
   }
@@ -86,13 +89,13 @@ export class VirtioHost {
       );
     }
     const gpa = VIRTIO_MMIO.BASE_GPA + index * VIRTIO_MMIO_BYTES;
-    const transport = new VirtioMmio({ device, memory: this.#vm.memory, irq: this.#edge(gsi) });
+    const events = this.#eventsOf(device, (queue) => transport.core.onCall(queue));
+    const transport = new VirtioMmio({ device, memory: this.#vm.memory, irq: this.#edge(gsi), events });
     bus.register(transport, gpa, VIRTIO_MMIO_BYTES);
     this.#cores.push(transport.core);
     for (let queue = 0; queue < transport.core.queueCount; queue++) {
-      this.#kick({ address: gpa + MMIO_QUEUE_NOTIFY, space: 'mmio', length: 4, datamatch: BigInt(queue) }, () =>
-        transport.core.onDriverNotify(queue),
-      );
+      const place = { address: gpa + MMIO_QUEUE_NOTIFY, space: 'mmio', length: 4, datamatch: BigInt(queue) } as const;
+      this.#kick(place, events[queue], () => transport.core.onDriverNotify(queue));
     }
     return { type: 'virtio-mmio', gpa, sizeBytes: VIRTIO_MMIO_BYTES, gsi };
   }
@@ -108,10 +111,12 @@ export class VirtioHost {
     mmio.register(bus.ecam, PCI.ECAM.gpa, ECAM_BYTES);
     for (const device of devices) {
       const kickers = new Map<number, Kicker>();
+      const events = this.#eventsOf(device, (queue) => pciFunction.core.onCall(queue));
       const pciFunction = new VirtioPci({
         device,
         memory: this.#vm.memory,
         msi: this.#msi,
+        events,
         onNotifyAddress: (queue, gpa) => {
           kickers.get(queue)?.close();
           kickers.delete(queue);
@@ -119,7 +124,7 @@ export class VirtioHost {
           const place = { address: gpa, space: 'mmio', length: 0 } as const;
           kickers.set(
             queue,
-            this.#kick(place, () => pciFunction.notify(queue)),
+            this.#kick(place, events[queue], () => pciFunction.notify(queue)),
           );
         },
       });
@@ -149,20 +154,31 @@ export class VirtioHost {
     };
   }
 
-  #kick(place: Omit<IoEventFd, 'eventFd'>, onKick: () => void): Kicker {
-    const eventFd = new EventFd();
+  /** The eventfds of an external device's queues; of other devices there are none. */
+  #eventsOf(device: VirtioDevice, onCall: (queue: number) => void): QueueEventFds[] {
+    if (!device.external) return [];
+    const events = device.queueSizes.map((_, queue) => new QueueEventFds(() => onCall(queue)));
+    this.#eventFds.push(...events);
+    return events;
+  }
+
+  /** @param external The queue's eventfds, where another process listens to the kicks. */
+  #kick(place: Omit<IoEventFd, 'eventFd'>, external: QueueEventFds | undefined, onKick: () => void): Kicker {
+    const eventFd = external?.kickEvent ?? new EventFd();
     const ioEventFd = { ...place, eventFd };
-    eventFd.onReadable(() => {
-      eventFd.read();
-      this.kicks++;
-      onKick();
-    });
+    if (!external) {
+      eventFd.onReadable(() => {
+        eventFd.read();
+        this.kicks++;
+        onKick();
+      });
+    }
     this.#vm.addIoEventFd(ioEventFd);
     const kicker: Kicker = {
       close: () => {
         if (!this.#kickers.delete(kicker)) return;
         this.#vm.removeIoEventFd(ioEventFd);
-        eventFd.close();
+        if (!external) eventFd.close();
       },
     };
     this.#kickers.add(kicker);

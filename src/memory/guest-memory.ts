@@ -12,6 +12,8 @@ export interface MemoryRegion {
   readonly sizeBytes: number;
   readonly windows: readonly Uint8Array[];
   readonly windowStride: number;
+  /** The file that the memory is, from its first byte on, for sharing it with another process; borrowed. */
+  readonly fd?: number;
 }
 
 /** Largest single access, and the distance of a region's windows. */

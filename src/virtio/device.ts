@@ -8,6 +8,35 @@ export interface VirtioInterrupt {
   queue(index: number): void;
   /** Configuration change notification. */
   config(): void;
+  /** An eventfd that sends the queue's notification when another process signals it; undefined where there is none. */
+  callFd?(index: number): number | undefined;
+}
+
+/**
+ * The eventfds of one queue whose buffers another process handles. The machine implements it: by ioeventfd, so that kicks
+ * cost no exit, and by a listener where the transport has nothing faster for interrupts.
+ */
+export interface QueueEvents {
+  /** Signalled by the driver's kicks. Borrowed. */
+  readonly kickFd: number;
+  /** Does what a kick of the driver does. */
+  kick(): void;
+  /** Whoever signals it has `TransportCore.onCall` called. Borrowed. */
+  readonly callFd: number;
+}
+
+/** A queue of an external device, by what another process needs to work on it. */
+export interface ExternalQueue {
+  readonly size: number;
+  /** Guest-physical addresses, in guest memory and aligned. */
+  readonly desc: number;
+  readonly avail: number;
+  readonly used: number;
+  /** Signalled by the driver's kicks. Borrowed until the reset. */
+  readonly kickFd: number;
+  /** Interrupts the driver when it is signalled. Borrowed; after `callFdChanged` it is another one. */
+  readonly callFd: number;
+  kick(): void;
 }
 
 /** What a device works with from DRIVER_OK until its reset. */
@@ -17,10 +46,17 @@ export interface VirtioContext {
   readonly features: bigint;
   /** By queue index; undefined where the driver enabled none. */
   readonly queues: readonly (VirtQueue | undefined)[];
+  /** Of an external device, by queue index: to be handed on. Its `queues` stay untouched. */
+  readonly externalQueues: readonly (ExternalQueue | undefined)[];
   /** The configuration space reads differently now: raises the generation and interrupts the driver. */
   configChanged(): void;
   /** The driver broke the device type's rules: sets DEVICE_NEEDS_RESET, takes the queues away and counts. */
   fail(reason: string): void;
+  /**
+   * An external device that failed is back, and goes on with the queues where it was: takes DEVICE_NEEDS_RESET back, as
+   * drivers that do not look at it (Linux has many) would wait for ever. Does nothing once the driver reset the device.
+   */
+  recovered(): void;
 }
 
 /**
@@ -34,6 +70,11 @@ export interface VirtioDevice {
   readonly name: string;
   /** Device ID: virtio 1.2, 5. */
   readonly type: number;
+  /**
+   * The device's buffers are handled by another process: it gets `externalQueues`, its kicks and interrupts go by
+   * eventfds where they can, and `features` includes those of transport and queues.
+   */
+  readonly external?: true;
   /** Feature bits of the device type that it offers; the transport adds VERSION_1 and those of the queues. */
   readonly features: bigint;
   /** The largest size of each queue, a power of two. */
@@ -45,6 +86,8 @@ export interface VirtioDevice {
   activate(context: VirtioContext): void;
   /** The driver made buffers available in the queue. Never called while the device is not active. */
   queueNotify(index: number): void;
+  /** Of an external device: interrupts of the queue leave by another `callFd` from now on. */
+  callFdChanged?(index: number): void;
   /**
    * The driver, or the machine, starts over. Also called when the device was never active.
    *

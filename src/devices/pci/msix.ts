@@ -85,6 +85,11 @@ export class Msix implements Snapshottable<MsixState> {
     else this.#pending[vector] = 1;
   }
 
+  /** An eventfd by which another process sends a vector's message; undefined where the machine, or the vector, has none. */
+  eventFd(vector: number): number | undefined {
+    return this.#vectors[vector]?.eventFd?.();
+  }
+
   read(offset: number, size: AccessSize): number {
     let value = 0;
     for (let i = 0; i < size; i++) value |= this.#readByte(offset + i) << (8 * i);

@@ -4,7 +4,7 @@ import { VmmError } from '../../errors.js';
 import type { MsiTarget } from '../../irq/msi.js';
 import type { GuestMemory } from '../../memory/guest-memory.js';
 import * as virtio from '../../virtio/defs.js';
-import type { VirtioDevice } from '../../virtio/device.js';
+import type { QueueEvents, VirtioDevice } from '../../virtio/device.js';
 import type { TransportCore } from '../../virtio/transport/core.js';
 import {
   PCI_BAR_BYTES,
@@ -29,6 +29,8 @@ export interface VirtioPciConfig {
   memory: GuestMemory;
   /** Gives one vector a queue, and one for configuration changes. Without it the function has its interrupt pin alone. */
   msi?: MsiTarget;
+  /** By queue, for an external device. */
+  events?: readonly QueueEvents[];
   /**
    * A kick of this queue is a write of any width to `gpa`, until further notice; undefined: no longer. For an ioeventfd,
    * whose listener is to call {@link VirtioPci.notify}. Never called twice with the same address.
@@ -98,7 +100,7 @@ export class VirtioPci implements PciFunction<VirtioPciState> {
       bars,
     });
     this.#pin = new InterruptPin(this.config);
-    if (msi) this.#msix = new Msix(this.config, MSIX_BAR, vectors, () => this.#transport.updateIntx());
+    if (msi) this.#msix = new Msix(this.config, MSIX_BAR, vectors, () => this.#transport.onMsixSwitch());
     this.#transport = new VirtioPciTransport({
       ...options,
       interrupts: { intx: this.#pin, msix: this.#msix },

@@ -12,7 +12,7 @@ import {
   VIRTIO_F_INDIRECT_DESC,
   VIRTIO_F_VERSION_1,
 } from '../defs.js';
-import type { VirtioDevice, VirtioInterrupt } from '../device.js';
+import type { ExternalQueue, QueueEvents, VirtioDevice, VirtioInterrupt } from '../device.js';
 import { VirtQueue, type VirtQueueState } from '../queue/queue.js';
 import { QueueSetup, type QueueSetupState } from '../queue/state.js';
 
@@ -37,6 +37,9 @@ export class TransportCore {
   readonly #offered: bigint;
   readonly #setups: readonly QueueSetup[];
   #queues: (VirtQueue | undefined)[] = [];
+  readonly #events: readonly QueueEvents[];
+  /** Of an external device, the eventfds that its interrupts were last told to leave by. */
+  #callFds: (number | undefined)[] = [];
   #status = 0;
   #driverFeatures: [number, number] = [0, 0];
   #configGeneration = 0;
@@ -45,12 +48,26 @@ export class TransportCore {
   #failures = 0;
   #lastFailure: string | undefined;
 
-  /** @throws VmmError code "INVALID_ARGUMENT" when the device offers a queue size that cannot be. */
-  constructor(device: VirtioDevice, memory: GuestMemory, interrupt: VirtioInterrupt) {
+  /**
+   * @param events By queue, for an external device.
+   * @throws VmmError code "INVALID_ARGUMENT" when the device offers a queue size that cannot be, or is an external one
+   *   without events.
+   */
+  constructor(
+    device: VirtioDevice,
+    memory: GuestMemory,
+    interrupt: VirtioInterrupt,
+    events: readonly QueueEvents[] = [],
+  ) {
+    if (device.external && events.length !== device.queueSizes.length) {
+      throw new VmmError('INVALID_ARGUMENT', `${device.name} is served by another process; give events for its queues`);
+    }
     this.device = device;
     this.#memory = memory;
     this.#interrupt = interrupt;
-    this.#offered = device.features | VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX;
+    this.#events = events;
+    const ours = VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX;
+    this.#offered = device.external ? device.features : device.features | ours;
     this.#setups = device.queueSizes.map((size) => new QueueSetup(size));
   }
 
@@ -117,6 +134,22 @@ export class TransportCore {
     if (this.#isActive() && this.#queues[index]) this.device.queueNotify(index);
   }
 
+  /** An external device interrupts by the eventfd that this process listens to. */
+  onCall(index: number): void {
+    if (this.#isActive()) this.#interrupt.queue(index);
+  }
+
+  /** The transport has other eventfds for interrupts now: {@link VirtioInterrupt.callFd}. */
+  updateCallFds(): void {
+    if (!this.device.external || !this.#isActive()) return;
+    this.#callFds.forEach((last, index) => {
+      const callFd = this.#callFd(index);
+      if (last === undefined || last === callFd) return;
+      this.#callFds[index] = callFd;
+      this.device.callFdChanged?.(index);
+    });
+  }
+
   /**
    * Writes the status register. 0 resets. Bits add up, as the driver may not take any back; FEATURES_OK stays clear when
    * the features cannot be had together, and DRIVER_OK needs it.
@@ -143,11 +176,18 @@ export class TransportCore {
     if (this.#status & STATUS_DRIVER_OK) this.#interrupt.config();
   }
 
+  #recovered(): void {
+    if (!(this.#status & STATUS_DRIVER_OK && this.#status & STATUS_NEEDS_RESET)) return;
+    this.#status &= ~STATUS_NEEDS_RESET;
+    this.#interrupt.config();
+  }
+
   /** Ends what the device does. Status reads 0 when nothing of it is left: at once, or when the device says so. */
   reset(): void {
     if (this.#resetting) return;
     for (const queue of this.#queues) queue?.close();
     this.#queues = [];
+    this.#callFds = [];
     for (const setup of this.#setups) setup.reset();
     const over = this.device.reset() ?? undefined;
     this.#resetting = over;
@@ -244,12 +284,36 @@ export class TransportCore {
       memory: this.#memory,
       features,
       queues: this.#queues,
+      externalQueues: this.device.external ? this.#setups.map((_, index) => this.#externalQueue(index)) : [],
       configChanged: () => {
         this.#configGeneration = (this.#configGeneration + 1) & 0xff;
         this.#interrupt.config();
       },
       fail: (reason) => this.fail(reason),
+      recovered: () => this.#recovered(),
     });
     this.#queues.forEach((_queue, index) => this.onDriverNotify(index));
+  }
+
+  #externalQueue(index: number): ExternalQueue | undefined {
+    const setup = this.#setups[index];
+    if (!this.#queues[index]) return undefined;
+    const callFds = this.#callFds;
+    callFds[index] = this.#callFd(index);
+    return {
+      size: setup.size,
+      desc: setup.gpa('desc'),
+      avail: setup.gpa('avail'),
+      used: setup.gpa('used'),
+      kickFd: this.#events[index].kickFd,
+      get callFd() {
+        return callFds[index]!;
+      },
+      kick: () => this.#events[index].kick(),
+    };
+  }
+
+  #callFd(index: number): number {
+    return this.#interrupt.callFd?.(index) ?? this.#events[index].callFd;
   }
 }

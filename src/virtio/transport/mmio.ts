@@ -3,7 +3,7 @@ import { SavedState } from '../../bus/saved-state.js';
 import type { IrqLine } from '../../irq/irq-line.js';
 import type { GuestMemory } from '../../memory/guest-memory.js';
 import * as defs from '../defs.js';
-import type { VirtioDevice } from '../device.js';
+import type { QueueEvents, VirtioDevice } from '../device.js';
 import { TransportCore, type TransportCoreState } from './core.js';
 
 /** "VMEX", in the place where QEMU has "QEMU": says whose device it is, to people. */
@@ -22,6 +22,8 @@ export interface VirtioMmioConfig {
    * acknowledgement left, and the line is asserted again then.
    */
   irq: IrqLine;
+  /** By queue, for an external device. */
+  events?: readonly QueueEvents[];
 }
 
 export interface VirtioMmioState {
@@ -46,10 +48,11 @@ export class VirtioMmio implements BusDevice, Snapshottable<VirtioMmioState> {
   constructor(config: VirtioMmioConfig) {
     this.name = config.device.name;
     this.#irq = config.irq;
-    this.core = new TransportCore(config.device, config.memory, {
+    const interrupt = {
       queue: () => this.#raise(defs.INTERRUPT_USED_BUFFER),
       config: () => this.#raise(defs.INTERRUPT_CONFIG_CHANGE),
-    });
+    };
+    this.core = new TransportCore(config.device, config.memory, interrupt, config.events);
   }
 
   read(offset: number, size: AccessSize): number {

@@ -3,7 +3,7 @@ import { SavedState } from '../../bus/saved-state.js';
 import type { IrqLine } from '../../irq/irq-line.js';
 import type { GuestMemory } from '../../memory/guest-memory.js';
 import { INTERRUPT_CONFIG_CHANGE, INTERRUPT_USED_BUFFER, STATUS_DRIVER_OK, STATUS_NEEDS_RESET } from '../defs.js';
-import type { VirtioDevice } from '../device.js';
+import type { QueueEvents, VirtioDevice, VirtioInterrupt } from '../device.js';
 import { TransportCore, type TransportCoreState } from './core.js';
 import * as defs from './pci-defs.js';
 
@@ -26,6 +26,8 @@ export interface VirtioPciInterrupts {
         readonly enabled: boolean;
         readonly vectorCount: number;
         signal(vector: number): void;
+        /** An eventfd that sends the vector's message; undefined where the machine has none. */
+        eventFd(vector: number): number | undefined;
       }
     | undefined;
 }
@@ -34,6 +36,8 @@ export interface VirtioPciTransportConfig {
   device: VirtioDevice;
   memory: GuestMemory;
   interrupts: VirtioPciInterrupts;
+  /** By queue, for an external device. */
+  events?: readonly QueueEvents[];
   /** Called with the queue's index when a kick of it may go past {@link VirtioPciTransport}, and when no longer. */
   onNotifyAddress?: (queue: number, gpa: number | undefined) => void;
 }
@@ -68,13 +72,18 @@ export class VirtioPciTransport implements Snapshottable<VirtioPciTransportState
   constructor(config: VirtioPciTransportConfig) {
     this.#interrupts = config.interrupts;
     this.#onNotifyAddress = config.onNotifyAddress;
-    this.core = new TransportCore(config.device, config.memory, {
+    const interrupt: VirtioInterrupt = {
       queue: (index) => this.#interrupt(INTERRUPT_USED_BUFFER, this.#queueVectors[index]),
       config: () => {
         this.#interrupt(INTERRUPT_CONFIG_CHANGE, this.#configVector);
-        this.#updateNotifyAddresses(); // the device may have failed
+        this.#updateNotifyAddresses(); // the device may have failed, or recovered
       },
-    });
+      callFd: (index) => {
+        const { msix } = this.#interrupts;
+        return msix?.enabled ? msix.eventFd(this.#queueVectors[index]) : undefined;
+      },
+    };
+    this.core = new TransportCore(config.device, config.memory, interrupt, config.events);
     this.#queueVectors = Array<number>(this.core.queueCount).fill(defs.VIRTIO_MSI_NO_VECTOR);
     this.#notifyAddresses = Array<undefined>(this.core.queueCount).fill(undefined);
   }
@@ -102,7 +111,12 @@ export class VirtioPciTransport implements Snapshottable<VirtioPciTransportState
     this.#updateNotifyAddresses();
   }
 
-  /** MSI-X was turned on or off: the interrupt pin follows. */
+  /** MSI-X was turned on or off: the interrupt pin and external devices follow. */
+  onMsixSwitch(): void {
+    this.updateIntx();
+    this.core.updateCallFds();
+  }
+
   updateIntx(): void {
     this.#interrupts.intx.set(this.#isr !== 0 && !this.#interrupts.msix?.enabled);
   }
@@ -233,7 +247,7 @@ export class VirtioPciTransport implements Snapshottable<VirtioPciTransportState
         return this.core.changeableQueue(this.#queueSelect)?.onDriverSize(value);
       case defs.COMMON_QUEUE_MSIX_VECTOR:
         if (this.core.queue(this.#queueSelect)) this.#queueVectors[this.#queueSelect] = this.#existing(value);
-        return;
+        return this.core.updateCallFds();
       case defs.COMMON_QUEUE_ENABLE:
         // 4.1.4.3.2: drivers write 1 alone; a queue is disabled by the device's reset.
         if (value === 1) this.core.onDriverQueueReady(this.#queueSelect, true);

@@ -3,12 +3,13 @@ import { once } from 'node:events';
 import { Duplex } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { findQemu, QemuProcess } from '../../../src/backends/qemu/process.js';
+import { QemuProcess } from '../../../src/backends/qemu/process.js';
+import { findProgram } from '../../../src/backends/qemu/supervised.js';
 import { QmpClient } from '../../../src/backends/qemu/qmp.js';
 
 const noQemu = (() => {
   try {
-    findQemu('qemu-system-x86_64');
+    findProgram('qemu-system-x86_64');
     return false;
   } catch (error) {
     console.warn(`SKIPPED: tests of QMP against a real QEMU: ${(error as Error).message}`);

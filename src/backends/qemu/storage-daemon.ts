@@ -1,0 +1,432 @@
+/**
+ * Disk images by qemu-storage-daemon: whatever QEMU can open, exported as vhost-user-blk.
+ * https://www.qemu.org/docs/master/tools/qemu-storage-daemon.html
+ */
+import { EventEmitter } from 'node:events';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { VmmError } from '../../errors.js';
+import { QemuProcess } from './process.js';
+import { describeExit } from './supervised.js';
+
+/** The formats whose options this module knows; any other goes by a `Blockdev`. */
+export type ImageFormat = 'raw' | 'qcow2';
+
+/** A tree of QEMU's block drivers, as `--blockdev` and `blockdev-add` take it, without a node name at its top. */
+export interface Blockdev {
+  driver: string;
+  [option: string]: unknown;
+}
+
+export interface StorageDaemonConfig {
+  image: Blockdev;
+  readOnly: boolean;
+  /** Queues of the exported disk. */
+  queues: number;
+}
+
+export interface JobOptions {
+  /** Cancels the job: the disk stays as it was. */
+  signal?: AbortSignal;
+}
+
+export interface NbdExport {
+  /** What an NBD client connects to: `nbd+unix:///NAME?socket=PATH`, or `nbd://HOST:PORT/NAME`. */
+  readonly url: string;
+  /** Ends the export and its clients. Idempotent. */
+  close(): Promise<void>;
+}
+
+/** The name of the node that the guest's disk is; whatever is put above it takes the name's place at the export. */
+const EXPORT = 'disk';
+/** From here on the export tells of a new size by itself. */
+const RESIZE_NOTIFIES = { major: 8, minor: 1 };
+const ANSWER_TIMEOUT_MS = 60_000;
+
+/** Of {@link StorageDaemon}: what it emits. */
+export interface StorageDaemonEvents {
+  /** The process ended, and nobody asked it to: code "QEMU_FAILED", with the end of what it said. */
+  died: [error: VmmError];
+}
+
+/**
+ * One disk in a qemu-storage-daemon of its own, and what can be done with it while a guest uses it.
+ *
+ * Every method throws VmmError code "QEMU_FAILED" with QEMU's reason, or "INVALID_STATE" while no process runs. One that
+ * changes the disk's images waits for the one before.
+ */
+export class StorageDaemon extends EventEmitter<StorageDaemonEvents> {
+  readonly #config: StorageDaemonConfig;
+  readonly #folder: string;
+  #image: Blockdev;
+  /** The node that the export shows. */
+  #node = 'disk0';
+  #nodes = 0;
+  #jobs = 0;
+  #nbdServer: string | undefined;
+  #process: QemuProcess | undefined;
+  #last: Promise<unknown> = Promise.resolve();
+  #closed = false;
+
+  /**
+   * Opens the image and serves it at {@link socketPath}. The process is bound to the calling thread.
+   *
+   * @throws VmmError code "QEMU_UNAVAILABLE" when QEMU's storage daemon is not installed, "QEMU_FAILED" with what it says
+   *   of the image.
+   */
+  static async start(config: StorageDaemonConfig): Promise<StorageDaemon> {
+    const daemon = new StorageDaemon(config, await mkdtemp(join(tmpdir(), 'vmexit-disk-')));
+    try {
+      await daemon.#start();
+      return daemon;
+    } catch (error) {
+      await daemon.close();
+      throw error;
+    }
+  }
+
+  private constructor(config: StorageDaemonConfig, folder: string) {
+    super();
+    this.#config = config;
+    this.#folder = folder;
+    this.#image = config.image;
+  }
+
+  /** Where it serves the disk by vhost-user: in a folder that only this user may enter. */
+  get socketPath(): string {
+    return join(this.#folder, 'vhost-user');
+  }
+
+  get pid(): number | undefined {
+    return this.#process?.pid;
+  }
+
+  /** Whether the process runs. */
+  get running(): boolean {
+    return this.#process !== undefined;
+  }
+
+  /** The images as they are now: after {@link snapshot}, {@link commit} or {@link mirror} not those of the start. */
+  get image(): Blockdev {
+    return structuredClone(this.#image);
+  }
+
+  /**
+   * Starts the process anew, after it died or to get rid of one that hangs. The guest's disk connects again and goes on
+   * where it was: what the last process had not answered is done again.
+   */
+  restart(): Promise<void> {
+    return this.#inTurn(async () => {
+      const old = this.#process;
+      this.#process = undefined;
+      // In order where it can: what a guest did not flush yet may be in the process alone.
+      await old?.quit();
+      await this.#start();
+    });
+  }
+
+  /**
+   * Freezes the disk's present image, and has a new one on top take what is written from now on.
+   *
+   * @param path Of the new image, qcow2, whose backing file is the present one. There must be no such file.
+   */
+  snapshot({ path }: { path: string }): Promise<void> {
+    return this.#inTurn(async () => {
+      const sizeBytes = await this.#sizeBytes();
+      const top: Blockdev = { driver: 'qcow2', file: { driver: 'file', filename: path } };
+      await this.#create(path, 'qcow2', sizeBytes, this.#image);
+      // Without "backing": the node below is the one that is open already.
+      const node = await this.#add({ ...top, backing: null });
+      try {
+        await this.#execute('blockdev-snapshot', { node: this.#node, overlay: node });
+      } catch (error) {
+        await this.#execute('blockdev-del', { 'node-name': node }).catch(() => {});
+        throw error;
+      }
+      this.#node = node;
+      this.#image = { ...top, backing: this.#image };
+    });
+  }
+
+  /** Merges the disk's image into the one below it, which takes its place. */
+  commit({ signal }: JobOptions = {}): Promise<void> {
+    return this.#inTurn(async () => {
+      const base = await this.#backingNode();
+      if (base === undefined) throw new VmmError('INVALID_STATE', 'the disk has one image: there is none to commit to');
+      await this.#job('block-commit', { device: this.#node, 'base-node': base['node-name'] }, true, signal);
+      const top = this.#node;
+      this.#node = base['node-name'];
+      this.#image = (this.#image['backing'] as Blockdev | undefined) ?? treeOf(base);
+      await this.#execute('blockdev-del', { 'node-name': top });
+    });
+  }
+
+  /**
+   * Copies the disk as the guest sees it to a new image, and from then on writes to that alone.
+   *
+   * @param path Of the copy. There must be no such file.
+   * @param stay The disk stays on its own image, and the copy is the disk at the moment this resolves.
+   */
+  mirror(options: { path: string; format?: ImageFormat; stay?: boolean } & JobOptions): Promise<void> {
+    const { path, format = 'qcow2', stay = false, signal } = options;
+    return this.#inTurn(async () => {
+      const target: Blockdev = { driver: format, file: { driver: 'file', filename: path } };
+      await this.#create(path, format, await this.#sizeBytes());
+      const node = await this.#add({ ...target });
+      try {
+        await this.#job('blockdev-mirror', { device: this.#node, target: node, sync: 'full' }, !stay, signal);
+      } catch (error) {
+        await this.#execute('blockdev-del', { 'node-name': node }).catch(() => {});
+        throw error;
+      }
+      const old = stay ? node : this.#node;
+      if (!stay) {
+        this.#node = node;
+        this.#image = target;
+      }
+      await this.#execute('blockdev-del', { 'node-name': old });
+    });
+  }
+
+  /**
+   * Gives the disk another size, which the guest is told.
+   *
+   * @param sizeBytes A multiple of 512.
+   */
+  resize(sizeBytes: number): Promise<void> {
+    return this.#inTurn(async () => {
+      if (!Number.isSafeInteger(sizeBytes) || sizeBytes <= 0 || sizeBytes % 512 !== 0) {
+        throw new VmmError(
+          'INVALID_ARGUMENT',
+          `a disk of ${sizeBytes} bytes cannot be; give a multiple of 512 above 0`,
+        );
+      }
+      await this.#execute('block_resize', { 'node-name': this.#node, size: sizeBytes });
+      const { major, minor } = this.#running().qmp.version;
+      if (major > RESIZE_NOTIFIES.major || (major === RESIZE_NOTIFIES.major && minor >= RESIZE_NOTIFIES.minor)) return;
+      // The export keeps the size it began with. A new one has the new size; the guest's disk connects to it by itself.
+      await this.#removeExport(EXPORT);
+      await this.#execute('block-export-add', this.#exportOptions());
+    });
+  }
+
+  /**
+   * Exports the running disk over NBD.
+   *
+   * @param path Of a Unix socket; or `host` and `port`. The first export decides for all.
+   * @param writable The client may write, beside the guest. Default: false.
+   */
+  exportNbd(
+    options: { name?: string; writable?: boolean } & ({ path: string } | { host: string; port: number }),
+  ): Promise<NbdExport> {
+    const { name = EXPORT, writable = false } = options;
+    return this.#inTurn(async () => {
+      const address =
+        'path' in options
+          ? { type: 'unix', data: { path: options.path } }
+          : { type: 'inet', data: { host: options.host, port: String(options.port) } };
+      const server = JSON.stringify(address);
+      if (this.#nbdServer !== undefined && this.#nbdServer !== server) {
+        throw new VmmError('INVALID_STATE', 'this disk is exported by NBD at another address; close that export first');
+      }
+      if (this.#nbdServer === undefined) await this.#execute('nbd-server-start', { addr: address });
+      this.#nbdServer = server;
+      const id = `nbd-${name}`;
+      const what = { type: 'nbd', id, 'node-name': this.#node, name, writable };
+      await this.#execute('block-export-add', what);
+      const process = this.#process;
+      const url =
+        'path' in options
+          ? `nbd+unix:///${name}?socket=${options.path}`
+          : `nbd://${options.host}:${options.port}/${name}`;
+      let closing: Promise<void> | undefined;
+      const close = async () => {
+        // With its process it is gone.
+        if (this.#process === process && process) await this.#inTurn(() => this.#removeExport(id));
+      };
+      return { url, close: () => (closing ??= close()) };
+    });
+  }
+
+  /** Ends the process. Idempotent. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    const process = this.#process;
+    this.#process = undefined;
+    await process?.quit();
+    await rm(this.#folder, { recursive: true, force: true });
+  }
+
+  async #start(): Promise<void> {
+    if (this.#closed) throw new VmmError('CLOSED', 'the disk was closed');
+    this.#node = `disk${++this.#nodes}`;
+    this.#nbdServer = undefined;
+    const { readOnly } = this.#config;
+    const image = { ...this.#image, 'node-name': this.#node, 'read-only': readOnly, discard: 'unmap' };
+    const process = await QemuProcess.start({
+      program: 'qemu-storage-daemon',
+      kind: 'storage-daemon',
+      args: ['--blockdev', JSON.stringify(image), '--export', JSON.stringify(this.#exportOptions())],
+    });
+    this.#process = process;
+    void process.exited.then((exit) => {
+      if (this.#process !== process) return;
+      this.#process = undefined;
+      const said = process.stderrTail.trim().split('\n').slice(-5).join('; ');
+      const what = `qemu-storage-daemon died: ${describeExit(exit)}${said ? ` (${said})` : ''}; restart() starts another`;
+      this.emit('died', new VmmError('QEMU_FAILED', what, { operation: 'qemu-storage-daemon' }));
+    });
+  }
+
+  #exportOptions(): object {
+    return {
+      type: 'vhost-user-blk',
+      id: EXPORT,
+      'node-name': this.#node,
+      addr: { type: 'unix', path: this.socketPath },
+      writable: !this.#config.readOnly,
+      'num-queues': this.#config.queues,
+    };
+  }
+
+  #running(): QemuProcess {
+    if (this.#closed) throw new VmmError('CLOSED', 'the disk was closed');
+    if (!this.#process) throw new VmmError('INVALID_STATE', 'no storage daemon runs; restart() starts one');
+    return this.#process;
+  }
+
+  #inTurn<T>(what: () => Promise<T>): Promise<T> {
+    const turn = this.#last.then(what);
+    this.#last = turn.catch(() => {});
+    return turn;
+  }
+
+  async #execute(command: string, args?: object): Promise<unknown> {
+    return this.#running().qmp.executeAny(command, args, { timeoutMs: ANSWER_TIMEOUT_MS });
+  }
+
+  async #add(image: Blockdev): Promise<string> {
+    const node = `disk${++this.#nodes}`;
+    await this.#execute('blockdev-add', { ...image, 'node-name': node, discard: 'unmap' });
+    return node;
+  }
+
+  async #nodeInfo(): Promise<BlockNode> {
+    const nodes = (await this.#execute('query-named-block-nodes', { flat: false })) as BlockNode[];
+    return nodes.find((node) => node['node-name'] === this.#node)!;
+  }
+
+  async #sizeBytes(): Promise<number> {
+    return (await this.#nodeInfo()).image['virtual-size'];
+  }
+
+  /** The node below the disk's; undefined where there is none. */
+  async #backingNode(): Promise<BlockNode | undefined> {
+    const { image } = await this.#nodeInfo();
+    const path = image['backing-image']?.filename;
+    if (path === undefined) return undefined;
+    const nodes = (await this.#execute('query-named-block-nodes', { flat: true })) as BlockNode[];
+    return nodes.find(({ image, drv }) => image.filename === path && drv !== 'file');
+  }
+
+  /** Makes an image file. @param backing What it is to name as its backing file. */
+  async #create(path: string, format: ImageFormat, sizeBytes: number, backing?: Blockdev): Promise<void> {
+    await this.#job('blockdev-create', {
+      options: { driver: 'file', filename: path, size: format === 'raw' ? sizeBytes : 0 },
+    });
+    if (format === 'raw') return;
+    const node = await this.#add({ driver: 'file', filename: path });
+    try {
+      const name = backing && { 'backing-file': backingName(backing), 'backing-fmt': backing.driver };
+      await this.#job('blockdev-create', { options: { driver: format, file: node, size: sizeBytes, ...name } });
+    } finally {
+      await this.#execute('blockdev-del', { 'node-name': node });
+    }
+  }
+
+  /**
+   * Runs a background job to its end.
+   *
+   * @param pivot For jobs that go on until told what to do: true completes, false ends them where they are.
+   */
+  async #job(command: string, args: object, pivot?: boolean, signal?: AbortSignal): Promise<void> {
+    const id = `job${++this.#jobs}`;
+    const { qmp } = this.#running();
+    const cancel = () => void qmp.executeAny('job-cancel', { id }).catch(() => {});
+    await new Promise<void>((resolve, reject) => {
+      const end = (error?: Error) => {
+        qmp.off('JOB_STATUS_CHANGE', onStatus).off('close', end);
+        signal?.removeEventListener('abort', cancel);
+        if (error) reject(error);
+        else resolve();
+      };
+      const onStatus = ({ id: of, status }: { id: string; status: string }) => {
+        if (of !== id) return;
+        if (status === 'ready' && !signal?.aborted) {
+          // A mirror that is ready and cancelled this way ends well, as a copy of this moment.
+          const [next, args] = pivot ? ['job-complete', { id }] : ['block-job-cancel', { device: id }];
+          qmp.executeAny(next, args).catch(end);
+        } else if (status === 'concluded') end();
+      };
+      qmp.on('JOB_STATUS_CHANGE', onStatus).once('close', end);
+      signal?.addEventListener('abort', cancel);
+      const named = { ...args, 'job-id': id };
+      const options = command === 'blockdev-create' ? {} : { 'auto-dismiss': false };
+      qmp.executeAny(command, { ...named, ...options }, { ...(signal && { signal }) }).catch(end);
+    });
+    const jobs = (await this.#execute('query-jobs')) as { id: string; error?: string }[];
+    const error = jobs.find((job) => job.id === id)?.error;
+    await this.#execute('job-dismiss', { id });
+    if (signal?.aborted) throw new VmmError('ABORTED', `${command} was aborted`, { cause: signal.reason as unknown });
+    if (error !== undefined) throw new VmmError('QEMU_FAILED', `${command} failed: ${error}`, { operation: command });
+  }
+
+  async #removeExport(id: string): Promise<void> {
+    const { qmp } = this.#running();
+    const gone = new Promise<void>((resolve, reject) => {
+      const onDeleted = (data: { id: string }) => {
+        if (data.id !== id) return;
+        qmp.off('BLOCK_EXPORT_DELETED', onDeleted).off('close', reject);
+        resolve();
+      };
+      qmp.on('BLOCK_EXPORT_DELETED', onDeleted).once('close', reject);
+    });
+    gone.catch(() => {}); // the command's failure says more
+    await this.#execute('block-export-del', { id, mode: 'hard' });
+    await gone;
+  }
+}
+
+interface BlockImage {
+  filename: string;
+  'virtual-size': number;
+  'backing-image'?: BlockImage;
+}
+
+interface BlockNode {
+  'node-name': string;
+  drv: string;
+  image: BlockImage;
+}
+
+/** The tree of an image file. */
+export function imageFile(path: string, format: ImageFormat): Blockdev {
+  return { driver: format, file: { driver: 'file', filename: path } };
+}
+
+/** The tree of a node that an image's header named. */
+function treeOf({ drv, image: { filename } }: BlockNode): Blockdev {
+  return filename.startsWith('json:')
+    ? (JSON.parse(filename.slice('json:'.length)) as Blockdev)
+    : { driver: drv, file: { driver: 'file', filename } };
+}
+
+/** How an image's header names its backing file: by its path where that says it all. */
+function backingName(image: Blockdev): string {
+  const file = image['file'] as Blockdev | undefined;
+  return file?.driver === 'file' && Object.keys(file).length === 2
+    ? String(file['filename'])
+    : `json:${JSON.stringify(image)}`;
+}
