@@ -4,6 +4,7 @@
 
 #include "bindings/arguments.h"
 #include "bindings/file_ops.h"
+#include "bindings/inode_ops.h"
 #include "bindings/objects.h"
 #include "bindings/tap_object.h"
 #include "bindings/unix_socket_object.h"
@@ -80,6 +81,18 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("VcpuGroup", VcpuGroupObject::Define(env));
   exports.Set("fallocate", Napi::Function::New(env, Fallocate, "fallocate"));
   exports.Set("flock", Napi::Function::New(env, Flock, "flock"));
+  exports.Set("openAt", Napi::Function::New(env, OpenAt, "openAt"));
+  exports.Set("closeInode", Napi::Function::New(env, CloseInode, "closeInode"));
+  exports.Set("statInode", Napi::Function::New(env, StatInode, "statInode"));
+  exports.Set("linkInode", Napi::Function::New(env, LinkInode, "linkInode"));
+  exports.Set("mknodAt", Napi::Function::New(env, MknodAt, "mknodAt"));
+  exports.Set("readlinkInode", Napi::Function::New(env, ReadlinkInode, "readlinkInode"));
+  exports.Set("utimensInode", Napi::Function::New(env, UtimensInode, "utimensInode"));
+  exports.Set("readDirectory", Napi::Function::New(env, ReadDirectory, "readDirectory"));
+  exports.Set("getXattr", Napi::Function::New(env, GetXattr, "getXattr"));
+  exports.Set("setXattr", Napi::Function::New(env, SetXattr, "setXattr"));
+  exports.Set("removeXattr", Napi::Function::New(env, RemoveXattr, "removeXattr"));
+  exports.Set("listXattr", Napi::Function::New(env, ListXattr, "listXattr"));
   exports.Set("kick", Napi::Function::New(env, KickByToken, "kick"));
   VmObject::Define(env);
   VcpuObject::Define(env);

@@ -22,6 +22,33 @@ export interface Addon {
   fallocate(fd: number, mode: number, offsetBytes: number, lengthBytes: number): Promise<void>;
   /** flock(2). With LOCK_NB, or it blocks this thread. */
   flock(fd: number, operation: number): void;
+  // Calls on inodes, on libuv's thread pool; the caller keeps the fds open meanwhile. An fd may be one of O_PATH, also of a
+  // symbolic link, and no call follows one. A name is one component of a path, and not `..`: code "INVALID_ARGUMENT".
+  /**
+   * openat(2), O_NOFOLLOW and O_CLOEXEC added. An empty name opens what `dirFd` itself holds anew. Resolves to the new fd
+   * and its `struct statx`.
+   */
+  openAt(dirFd: number, name: Uint8Array, flags: number, mode: number): Promise<[number, Buffer]>;
+  /** close(2), for fds of {@link openAt}: Node.js keeps account of those that it opened itself. */
+  closeInode(fd: number): Promise<void>;
+  /** statx(2): the struct. */
+  statInode(fd: number): Promise<Buffer>;
+  /** linkat(2): one more name for the inode. */
+  linkInode(fd: number, dirFd: number, name: Uint8Array): Promise<void>;
+  /** mknodat(2), with device number 0. */
+  mknodAt(dirFd: number, name: Uint8Array, mode: number): Promise<void>;
+  /** readlinkat(2): the target of the symbolic link that `fd` holds. */
+  readlinkInode(fd: number): Promise<Buffer>;
+  /** utimensat(2). Seconds as 64 bits of two's complement; nanoseconds also UTIME_NOW or UTIME_OMIT. */
+  utimensInode(fd: number, atime: bigint, atimeNsec: bigint, mtime: bigint, mtimeNsec: bigint): Promise<void>;
+  /** getdents64(2) from the cookie `offset` on. Moves the fd's position: one call at a time. */
+  readDirectory(fd: number, offset: bigint, maxBytes: number): Promise<Buffer>;
+  getXattr(fd: number, name: Uint8Array): Promise<Buffer>;
+  /** @param flags XATTR_CREATE 1, XATTR_REPLACE 2 */
+  setXattr(fd: number, name: Uint8Array, value: Uint8Array, flags: number): Promise<void>;
+  removeXattr(fd: number, name: Uint8Array): Promise<void>;
+  /** The names, a NUL after each. */
+  listXattr(fd: number): Promise<Buffer>;
   /** Kicks the vCPU of any thread by its token; whether there is such a vCPU. */
   kick(token: number): boolean;
 }
