@@ -6,6 +6,7 @@ import { VmmError } from '../../../errors.js';
 import { VIRTIO_ID_BLOCK } from '../../../virtio/defs.js';
 import { type VirtioContext, type VirtioDevice, readConfigBytes } from '../../../virtio/device.js';
 import type { DescriptorChain } from '../../../virtio/queue/chain.js';
+import { slicePieces } from '../../../virtio/queue/pieces.js';
 import type { VirtQueue } from '../../../virtio/queue/queue.js';
 import { Turns } from '../../../virtio/queue/turns.js';
 import { RateLimiter, type RateLimit } from '../../rate-limiter.js';
@@ -20,7 +21,7 @@ import {
 } from './config.js';
 import { type BlkCounters, type BlkError, newCounters } from './counters.js';
 import * as defs from './defs.js';
-import { type BlkRequest, capacityOf, isOnDisk, parseRequest, readRanges, slicePieces } from './request.js';
+import { type BlkRequest, capacityOf, isOnDisk, parseRequest, readRanges } from './request.js';
 
 /** Requests of one queue that the backend has at a time; the others wait where they are, in guest memory. */
 const MAX_IN_FLIGHT = 64;

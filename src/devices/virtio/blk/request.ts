@@ -26,21 +26,6 @@ export function parseRequest(chain: DescriptorChain): BlkRequest | undefined {
   return { type, sector, data: chain.readable, dataOffset: REQUEST_HEADER_BYTES, dataBytes };
 }
 
-/** The part [offset, offset + length) of consecutive pieces, in place. */
-export function slicePieces(pieces: readonly Uint8Array[], offset: number, length: number): Uint8Array[] {
-  const slice: Uint8Array[] = [];
-  for (const piece of pieces) {
-    if (length === 0) break;
-    if (offset < piece.length) {
-      const part = piece.subarray(offset, offset + length);
-      slice.push(part);
-      length -= part.length;
-    }
-    offset = Math.max(0, offset - piece.length);
-  }
-  return slice;
-}
-
 /** A range of a discard or write-zeroes request. */
 export interface SectorRange {
   sector: number;
