@@ -2,4 +2,4 @@
 export { VmmError, type VmmErrorCode, type VmmErrorDetails } from './errors.js';
 export type { CrashReport, ExitReason, MachineExit, MachineState, MachineStats } from './machine/machine.js';
 export { MicroVM } from './machine/microvm.js';
-export type { DriveOptions, MicroVMOptions, NetOptions } from './machine/options.js';
+export type { DriveOptions, MicroVMOptions, NetOptions, ShareOptions } from './machine/options.js';

@@ -1,7 +1,7 @@
 import { InvalidArgumentError } from 'commander';
 import { parsePortForward } from '../backends/net/port-forward.js';
 import { VmmError } from '../errors.js';
-import type { DriveOptions, MicroVMOptions, NetOptions } from '../machine/options.js';
+import type { DriveOptions, MicroVMOptions, NetOptions, ShareOptions } from '../machine/options.js';
 import type { GuestDevices } from './guest-setup.js';
 
 /** The options of `vmexit run` that are about devices, as commander leaves them. */
@@ -9,6 +9,7 @@ export interface DeviceOptions {
   drive?: DriveOptions[];
   net?: NetArgument[];
   publish?: string[];
+  share?: ShareOptions[];
   console: 'serial' | 'virtio';
   rng?: boolean;
   virtio: 'pci' | 'mmio';
@@ -16,7 +17,7 @@ export interface DeviceOptions {
 
 type NetArgument = { type: 'user' } | { type: 'tap'; name: string };
 type DeviceConfig = {
-  [K in 'console' | 'drives' | 'net' | 'rng' | 'virtioTransport']: NonNullable<MicroVMOptions[K]>;
+  [K in 'console' | 'drives' | 'net' | 'shares' | 'rng' | 'virtioTransport']: NonNullable<MicroVMOptions[K]>;
 };
 
 /** Takes one more `--drive`: `PATH[,ro][,serial=S]`. A path may hold commas, as long as its end does not look like an option. */
@@ -45,6 +46,16 @@ export function addNet(text: string, nets: NetArgument[] = []): NetArgument[] {
   return [...nets, { type: 'tap', name }];
 }
 
+/** Takes one more `--share`: `DIR:TAG[:ro][,ids=passthrough]`. DIR may hold colons and commas. */
+export function addShare(text: string, shares: ShareOptions[] = []): ShareOptions[] {
+  const ids = text.endsWith(',ids=passthrough') ? 'passthrough' : 'squash';
+  const place = ids === 'passthrough' ? text.slice(0, text.lastIndexOf(',')) : text;
+  const readOnly = place.endsWith(':ro');
+  const [, dir, tag] = /^(.+):([^:]+)$/s.exec(readOnly ? place.slice(0, -3) : place) ?? [];
+  if (dir === undefined) throw new InvalidArgumentError('Give DIR:TAG or DIR:TAG:ro, the tag being the name to mount.');
+  return [...shares, { dir, tag, readOnly, ids }];
+}
+
 /** Takes one more `--publish`. */
 export function addPort(text: string, ports: string[] = []): string[] {
   try {
@@ -61,7 +72,7 @@ export function addPort(text: string, ports: string[] = []): string[] {
  *
  * @throws VmmError "INVALID_ARGUMENT" for ports without a network that could forward them.
  */
-export function deviceConfig({ drive, net, publish = [], console, rng, virtio }: DeviceOptions): DeviceConfig {
+export function deviceConfig({ drive, net, publish = [], share, console, rng, virtio }: DeviceOptions): DeviceConfig {
   const cards: NetOptions[] = net ?? (publish.length > 0 ? [{ type: 'user' }] : []);
   const forwarder = cards.findIndex(({ type }) => type === 'user');
   if (publish.length > 0 && forwarder < 0) {
@@ -74,12 +85,20 @@ export function deviceConfig({ drive, net, publish = [], console, rng, virtio }:
     console,
     drives: drive ?? [],
     net: cards.map((card, index) => (index === forwarder ? { type: 'user', forwards: publish } : card)),
+    shares: share ?? [],
     rng: rng ?? false,
     virtioTransport: virtio,
   };
 }
 
 /** The same, as the guest's initramfs must know it. */
-export function guestDevices({ console, drives, net, rng, virtioTransport }: DeviceConfig): GuestDevices {
-  return { console, drives: drives.length, nets: net.length, rng, transport: virtioTransport };
+export function guestDevices({ console, drives, net, shares, rng, virtioTransport }: DeviceConfig): GuestDevices {
+  return {
+    console,
+    drives: drives.length,
+    nets: net.length,
+    shares: shares.map(({ tag }) => tag),
+    rng,
+    transport: virtioTransport,
+  };
 }

@@ -5,6 +5,8 @@ export interface GuestDevices {
   console: 'serial' | 'virtio';
   drives: number;
   nets: number;
+  /** Their tags. Default: none. */
+  shares?: readonly string[];
   rng: boolean;
   transport: 'pci' | 'mmio';
 }
@@ -39,18 +41,28 @@ bound | renew)
 esac
 `;
 
-/** Modules of Debian's kernels for these devices, and DHCP on every network card. */
-export function guestSetup({ console, drives, nets, rng, transport }: GuestDevices): GuestSetup {
+/** As much as Linux's client can have under way in one request. */
+const MSIZE = 512_000;
+
+/** Modules of Debian's kernels for these devices, DHCP on every network card, every share mounted at /mnt/TAG. */
+export function guestSetup({ console, drives, nets, shares = [], rng, transport }: GuestDevices): GuestSetup {
   const modules: string[] = [];
   const setup: string[] = [];
-  if (console === 'virtio' || drives > 0 || nets > 0 || rng) modules.push(`virtio_${transport}`);
+  if (console === 'virtio' || drives > 0 || nets > 0 || shares.length > 0 || rng) modules.push(`virtio_${transport}`);
   if (console === 'virtio') modules.push('virtio_console');
   // ext4 asks the kernel's crypto API for crc32c, by name: no dependency says so.
   if (drives > 0) modules.push('virtio_blk', 'crc32c_generic', 'ext4');
+  if (shares.length > 0) modules.push('9pnet_virtio', '9p');
   if (rng) modules.push('virtio_rng');
   // udhcpc speaks before there is an address: through a packet socket.
   if (nets > 0) modules.push('virtio_net', 'af_packet');
 
+  for (const tag of shares) {
+    setup.push(
+      `mkdir -p /mnt/${tag}`,
+      `mount -t 9p -o trans=virtio,version=9p2000.L,msize=${MSIZE} ${tag} /mnt/${tag} || echo 'init: ${tag} was not mounted'`,
+    );
+  }
   if (nets > 0) setup.push('ip link set lo up');
   for (let card = 0; card < nets; card++) {
     setup.push(

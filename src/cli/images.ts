@@ -50,9 +50,12 @@ export function prepareImages(accel: Accelerator, options: ImageOptions): Promis
   });
 }
 
+/** The cloud kernel has no 9p. */
+const kernelFlavour = ({ devices }: ImageOptions) => ((devices?.shares?.length ?? 0) > 0 ? 'generic' : 'cloud');
+
 async function makeImages(options: ImageOptions & DebianOptions): Promise<GuestImages> {
   const [found, busyboxPath] = await Promise.all([
-    options.kernelPath === undefined ? findKernel(options) : undefined,
+    options.kernelPath === undefined ? findKernel({ flavour: kernelFlavour(options), ...options }) : undefined,
     findBusybox(options),
   ]);
   // A control character first: no kernel prints one, and a terminal that sees the mark by accident shows nothing odd.

@@ -1,16 +1,17 @@
 import { readFileSync } from 'node:fs';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { demo } from './demo.js';
-import { addDrive, addNet, addPort } from './device-options.js';
+import { addDrive, addNet, addPort, addShare } from './device-options.js';
 import { doctor } from './doctor.js';
 import { EXIT_STATUS_HELP } from './exit-status.js';
 import { run, type RunOptions } from './run.js';
 
 const DEVICES_HELP = `
-Devices (--drive, --net, --rng, --console virtio) need KVM. The initramfs that vmexit makes loads their drivers and gets
+Devices (--drive, --net, --share, --rng, --console virtio) need KVM. The initramfs that vmexit makes loads their drivers and gets
 every network card its address by DHCP; a kernel given by --kernel must have the drivers built in. The first disk is
 /dev/vda in the guest, to be mounted by COMMAND:
   vmexit run --drive disk.img -- sh -c 'mount /dev/vda /mnt && ls /mnt'
+  vmexit run --share .:src:ro -- ls /mnt/src
   vmexit run -p 8080:80 -- httpd -f -h /etc
 `;
 
@@ -51,6 +52,7 @@ export function makeProgram(exit: (status: number) => void): Command {
     .option('--drive <disk>', 'add a disk: PATH[,ro][,serial=S], a raw image or a block device; repeatable', addDrive)
     .option('--net <network>', 'add a network card: user (passt, without privileges), tap=NAME, or none', addNet)
     .option('-p, --publish <port>', 'forward [ADDRESS:]HOST:GUEST[/udp] into the guest; implies --net user', addPort)
+    .option('--share <share>', 'share a directory, mounted at /mnt/TAG: DIR:TAG[:ro][,ids=passthrough]', addShare)
     .addOption(new Option('--console <device>', "the guest's console").choices(['serial', 'virtio']).default('serial'))
     .option('--testdev', "add QEMU's test device, for kernels that test a hypervisor")
     .option('--rng', 'add an entropy device')

@@ -1,13 +1,15 @@
 import { FileBackend } from '../backends/local/file.js';
+import { ShareServer } from '../backends/local/share/server.js';
 import { TapNetwork } from '../backends/net/tap.js';
 import { UserNetwork } from '../backends/net/user.js';
+import { Virtio9p } from '../devices/virtio/9p/9p.js';
 import { VirtioBlk } from '../devices/virtio/blk/blk.js';
 import { VirtioConsole, type ConsoleSize } from '../devices/virtio/console/console.js';
 import type { PortOutput } from '../devices/virtio/console/port.js';
 import { VirtioNet } from '../devices/virtio/net/net.js';
 import { VirtioRng } from '../devices/virtio/rng/rng.js';
 import type { VirtioDevice } from '../virtio/device.js';
-import type { DriveConfig, MachineConfig, NetConfig } from './machine.js';
+import type { DriveConfig, MachineConfig, NetConfig, ShareConfig } from './machine.js';
 import type { NamedPort } from './named-port.js';
 
 export interface VirtioConsoleEvents {
@@ -39,6 +41,7 @@ export class VirtioDevices {
       devices.#addConsole(config.console === 'virtio', links);
       for (const drive of config.drives) await devices.#addDrive(drive, config.cpus);
       for (const net of config.net) await devices.#addNet(net);
+      for (const share of config.shares) await devices.#addShare(share);
       if (config.rng) devices.list.push(new VirtioRng());
       return devices;
     } catch (error) {
@@ -69,6 +72,12 @@ export class VirtioDevices {
     const backend = await FileBackend.open({ path, readOnly });
     this.#backends.push(backend);
     this.list.push(new VirtioBlk({ backend, readOnly, queues: cpus, ...(serial !== undefined && { serial }) }));
+  }
+
+  async #addShare({ tag, ...options }: ShareConfig): Promise<void> {
+    const server = await ShareServer.open(options);
+    this.#backends.push(server);
+    this.list.push(new Virtio9p({ server, tag }));
   }
 
   async #addNet(net: NetConfig): Promise<void> {

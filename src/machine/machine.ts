@@ -1,4 +1,5 @@
 import type { Duplex } from 'node:stream';
+import type { IdMapping } from '../backends/local/share/tree.js';
 import type { PortForward } from '../backends/net/port-forward.js';
 import type { ConsoleSize } from '../devices/virtio/console/console.js';
 
@@ -58,6 +59,14 @@ export interface DriveConfig {
 /** One network card: behind passt (`user`), or on a tap interface of the host. */
 export type NetConfig = { mac?: string } & ({ type: 'user'; forwards: PortForward[] } | { type: 'tap'; name: string });
 
+/** One directory of the host, which the guest mounts by its tag: 9p, `trans=virtio`. */
+export interface ShareConfig {
+  dir: string;
+  tag: string;
+  readOnly: boolean;
+  ids: IdMapping;
+}
+
 /** What both machines are made from; already validated. Paths are absolute. */
 export interface MachineConfig {
   kernelPath: string;
@@ -74,6 +83,7 @@ export interface MachineConfig {
   consolePorts: string[];
   drives: DriveConfig[];
   net: NetConfig[];
+  shares: ShareConfig[];
   /** A virtio entropy device. */
   rng: boolean;
   /** The test device of QEMU's, for programs that test a hypervisor. */

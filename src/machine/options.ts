@@ -48,6 +48,13 @@ const drive = z.strictObject({
     .optional(),
 });
 
+const share = z.strictObject({
+  dir: path,
+  tag: z.string().regex(/^[\w.-]{1,31}$/, 'a tag has 1 to 31 letters, digits, "_", "." and "-"'),
+  readOnly: z.boolean().default(false),
+  ids: z.enum(['squash', 'passthrough']).default('squash'),
+});
+
 const forward = z.string().transform((text, context) => {
   try {
     return parsePortForward(text);
@@ -79,6 +86,10 @@ const schema = z.strictObject({
     .default([]),
   drives: z.array(drive).default([]),
   net: z.array(net).default([]),
+  shares: z
+    .array(share)
+    .refine((shares) => new Set(shares.map(({ tag }) => tag)).size === shares.length, 'every tag may be there once')
+    .default([]),
   rng: z.boolean().default(false),
   testdev: z.boolean().default(false),
   virtioTransport: z.enum(['pci', 'mmio']).default('pci'),
@@ -109,6 +120,8 @@ export interface MicroVMOptions {
   drives?: readonly DriveOptions[] | undefined;
   /** Network cards, in order. Under KVM. */
   net?: readonly NetOptions[] | undefined;
+  /** Directories of the host that the guest can mount, by 9p. Under KVM. */
+  shares?: readonly ShareOptions[] | undefined;
   /** A virtio entropy device. Default false. Under KVM. */
   rng?: boolean | undefined;
   /**
@@ -126,6 +139,20 @@ export interface DriveOptions {
   readOnly?: boolean | undefined;
   /** What the guest reads as the disk's serial number, up to 20 characters. */
   serial?: string | undefined;
+}
+
+/** A directory of the host and all below it. In the guest: `mount -t 9p -o trans=virtio,version=9p2000.L TAG /mnt`. */
+export interface ShareOptions {
+  dir: string;
+  /** What the guest mounts it by: 1 to 31 letters, digits, `_`, `.` and `-`. */
+  tag: string;
+  /** Default false: the guest may change what is there. */
+  readOnly?: boolean | undefined;
+  /**
+   * `squash`, the default: the guest sees every file as its root's, and what it makes belongs to this process's user.
+   * `passthrough`: users and groups have the same numbers on both sides; needs root, and a guest that is trusted with it.
+   */
+  ids?: 'squash' | 'passthrough' | undefined;
 }
 
 /** A network card behind passt (`user`: unprivileged, with DHCP and DNS), or on a tap interface of the host. */
@@ -146,7 +173,7 @@ export type NetOptions = { mac?: string | undefined } & (
 export function parseOptions(options: MicroVMOptions): { config: MachineConfig; accel: 'auto' | 'kvm' | 'tcg' } {
   const result = schema.safeParse(options);
   if (!result.success) throw new VmmError('INVALID_ARGUMENT', result.error.issues.map(describe).join('; '));
-  const { kernel, initrd, cmdline, cpus, memory, accel, drives, net, ...rest } = result.data;
+  const { kernel, initrd, cmdline, cpus, memory, accel, drives, net, shares, ...rest } = result.data;
   const base = CMDLINE[rest.console];
   return {
     config: {
@@ -162,6 +189,7 @@ export function parseOptions(options: MicroVMOptions): { config: MachineConfig; 
         ...(serial !== undefined && { serial }),
       })),
       net: net.map(({ mac, ...card }) => ({ ...card, ...(mac !== undefined && { mac }) })),
+      shares: shares.map((share) => ({ ...share, dir: resolve(share.dir) })),
       ...rest,
     },
     accel,

@@ -38,6 +38,7 @@ beforeAll(async () => {
     console: 'serial',
     drives: [],
     net: [],
+    shares: [],
     rng: false,
     consolePorts: [],
     testdev: false,

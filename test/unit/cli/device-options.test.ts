@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { addDrive, addNet, addPort, deviceConfig } from '../../../src/cli/device-options.js';
+import { addDrive, addNet, addPort, addShare, deviceConfig } from '../../../src/cli/device-options.js';
 import { guestSetup } from '../../../src/cli/guest-setup.js';
 import { parseOptions } from '../../../src/machine/options.js';
 
@@ -36,6 +36,33 @@ describe('--net', () => {
 
   it.each(['', 'tap', 'tap=', 'bridge'])('refuses %j', (text) => {
     expect(() => addNet(text)).toThrow('Give user, tap=NAME or none');
+  });
+});
+
+describe('--share', () => {
+  it.each([
+    ['src:tag', { dir: 'src', tag: 'tag', readOnly: false, ids: 'squash' }],
+    ['/a/b:tag:ro', { dir: '/a/b', tag: 'tag', readOnly: true, ids: 'squash' }],
+    ['a:b,c:tag:ro', { dir: 'a:b,c', tag: 'tag', readOnly: true, ids: 'squash' }],
+    ['.:t:ro,ids=passthrough', { dir: '.', tag: 't', readOnly: true, ids: 'passthrough' }],
+  ])('%s', (text, share) => {
+    expect(addShare(text)).toEqual([share]);
+  });
+
+  it.each(['', 'src', ':tag', 'src:', 'src:ro', ':ro'])('refuses %j', (text) => {
+    expect(() => addShare(text)).toThrow('Give DIR:TAG');
+  });
+
+  it('has its tag checked with the other options', () => {
+    const options = (...texts: string[]) => ({
+      kernel: 'k',
+      ...deviceConfig({ ...PLAIN, share: texts.flatMap((text) => addShare(text)) }),
+    });
+    expect(parseOptions(options('/a:t')).config.shares).toEqual([
+      { dir: '/a', tag: 't', readOnly: false, ids: 'squash' },
+    ]);
+    expect(() => parseOptions(options('/a:a b'))).toThrow(/tag/);
+    expect(() => parseOptions(options('/a:t', '/b:t'))).toThrow(/once/);
   });
 });
 
@@ -96,6 +123,18 @@ describe('the devices of the command line', () => {
     expect(modules).toEqual(
       expect.arrayContaining(['virtio_console', 'virtio_blk', 'ext4', 'virtio_net', 'virtio_rng']),
     );
+  });
+
+  it('are mounted, where they are shared directories', () => {
+    const none = { console: 'serial', drives: 0, nets: 0, rng: false, transport: 'pci' } as const;
+    const { modules, setup } = guestSetup({ ...none, shares: ['a', 'b'] });
+    expect(modules).toEqual(['virtio_pci', '9pnet_virtio', '9p']);
+    expect(
+      setup.filter((line) => line.startsWith('mount')).map((line) => / (\S+) (\/mnt\/\S+) /.exec(line)?.slice(1)),
+    ).toEqual([
+      ['a', '/mnt/a'],
+      ['b', '/mnt/b'],
+    ]);
   });
 
   it('get an address for every network card', () => {

@@ -26,6 +26,7 @@ describe('options', () => {
         consolePorts: [],
         drives: [],
         net: [],
+        shares: [],
         rng: false,
         testdev: false,
         virtioTransport: 'pci',
