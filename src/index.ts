@@ -2,4 +2,5 @@
 export { VmmError, type VmmErrorCode, type VmmErrorDetails } from './errors.js';
 export type { CrashReport, ExitReason, MachineExit, MachineState, MachineStats } from './machine/machine.js';
 export { MicroVM } from './machine/microvm.js';
-export type { DriveOptions, MicroVMOptions, NetOptions, ShareOptions } from './machine/options.js';
+export type { DriveOptions, MicroVMOptions, NetOptions, ShareOptions, VsockOptions } from './machine/options.js';
+export type { Vsock, VsockListener } from './machine/vsock.js';

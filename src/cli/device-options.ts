@@ -1,7 +1,7 @@
 import { InvalidArgumentError } from 'commander';
 import { parsePortForward } from '../backends/net/port-forward.js';
 import { VmmError } from '../errors.js';
-import type { DriveOptions, MicroVMOptions, NetOptions, ShareOptions } from '../machine/options.js';
+import type { DriveOptions, MicroVMOptions, NetOptions, ShareOptions, VsockOptions } from '../machine/options.js';
 import type { GuestDevices } from './guest-setup.js';
 
 /** The options of `vmexit run` that are about devices, as commander leaves them. */
@@ -12,13 +12,14 @@ export interface DeviceOptions {
   share?: ShareOptions[];
   console: 'serial' | 'virtio';
   rng?: boolean;
+  vsock?: VsockOptions;
   virtio: 'pci' | 'mmio';
 }
 
 type NetArgument = { type: 'user' } | { type: 'tap'; name: string };
 type DeviceConfig = {
   [K in 'console' | 'drives' | 'net' | 'shares' | 'rng' | 'virtioTransport']: NonNullable<MicroVMOptions[K]>;
-};
+} & Pick<MicroVMOptions, 'vsock'>;
 
 /** Takes one more `--drive`: `PATH[,ro][,serial=S]`. A path may hold commas, as long as its end does not look like an option. */
 export function addDrive(text: string, drives: DriveOptions[] = []): DriveOptions[] {
@@ -56,6 +57,14 @@ export function addShare(text: string, shares: ShareOptions[] = []): ShareOption
   return [...shares, { dir, tag, readOnly, ids }];
 }
 
+/** Takes `--vsock`: `CID[,uds=PATH]`. */
+export function parseVsock(text: string): VsockOptions {
+  const match = /^(\d+)(?:,uds=(.+))?$/.exec(text);
+  if (!match) throw new InvalidArgumentError("Give the guest's CID, 3 or more, and perhaps a socket: 3,uds=PATH.");
+  const [, cid, udsPath] = match;
+  return { cid: Number(cid), ...(udsPath !== undefined && { udsPath }) };
+}
+
 /** Takes one more `--publish`. */
 export function addPort(text: string, ports: string[] = []): string[] {
   try {
@@ -72,7 +81,16 @@ export function addPort(text: string, ports: string[] = []): string[] {
  *
  * @throws VmmError "INVALID_ARGUMENT" for ports without a network that could forward them.
  */
-export function deviceConfig({ drive, net, publish = [], share, console, rng, virtio }: DeviceOptions): DeviceConfig {
+export function deviceConfig({
+  drive,
+  net,
+  publish = [],
+  share,
+  console,
+  rng,
+  vsock,
+  virtio,
+}: DeviceOptions): DeviceConfig {
   const cards: NetOptions[] = net ?? (publish.length > 0 ? [{ type: 'user' }] : []);
   const forwarder = cards.findIndex(({ type }) => type === 'user');
   if (publish.length > 0 && forwarder < 0) {
@@ -87,18 +105,28 @@ export function deviceConfig({ drive, net, publish = [], share, console, rng, vi
     net: cards.map((card, index) => (index === forwarder ? { type: 'user', forwards: publish } : card)),
     shares: share ?? [],
     rng: rng ?? false,
+    ...(vsock && { vsock }),
     virtioTransport: virtio,
   };
 }
 
 /** The same, as the guest's initramfs must know it. */
-export function guestDevices({ console, drives, net, shares, rng, virtioTransport }: DeviceConfig): GuestDevices {
+export function guestDevices({
+  console,
+  drives,
+  net,
+  shares,
+  rng,
+  vsock,
+  virtioTransport,
+}: DeviceConfig): GuestDevices {
   return {
     console,
     drives: drives.length,
     nets: net.length,
     shares: shares.map(({ tag }) => tag),
     rng,
+    vsock: vsock !== undefined,
     transport: virtioTransport,
   };
 }

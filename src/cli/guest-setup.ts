@@ -8,6 +8,7 @@ export interface GuestDevices {
   /** Their tags. Default: none. */
   shares?: readonly string[];
   rng: boolean;
+  vsock?: boolean;
   transport: 'pci' | 'mmio';
 }
 
@@ -45,15 +46,17 @@ esac
 const MSIZE = 512_000;
 
 /** Modules of Debian's kernels for these devices, DHCP on every network card, every share mounted at /mnt/TAG. */
-export function guestSetup({ console, drives, nets, shares = [], rng, transport }: GuestDevices): GuestSetup {
+export function guestSetup({ console, drives, nets, shares = [], rng, vsock, transport }: GuestDevices): GuestSetup {
   const modules: string[] = [];
   const setup: string[] = [];
-  if (console === 'virtio' || drives > 0 || nets > 0 || shares.length > 0 || rng) modules.push(`virtio_${transport}`);
+  const any = console === 'virtio' || drives > 0 || nets > 0 || shares.length > 0 || rng || vsock;
+  if (any) modules.push(`virtio_${transport}`);
   if (console === 'virtio') modules.push('virtio_console');
   // ext4 asks the kernel's crypto API for crc32c, by name: no dependency says so.
   if (drives > 0) modules.push('virtio_blk', 'crc32c_generic', 'ext4');
   if (shares.length > 0) modules.push('9pnet_virtio', '9p');
   if (rng) modules.push('virtio_rng');
+  if (vsock) modules.push('vmw_vsock_virtio_transport');
   // udhcpc speaks before there is an address: through a packet socket.
   if (nets > 0) modules.push('virtio_net', 'af_packet');
 

@@ -1,15 +1,15 @@
 import { readFileSync } from 'node:fs';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { demo } from './demo.js';
-import { addDrive, addNet, addPort, addShare } from './device-options.js';
+import { addDrive, addNet, addPort, addShare, parseVsock } from './device-options.js';
 import { doctor } from './doctor.js';
 import { EXIT_STATUS_HELP } from './exit-status.js';
 import { run, type RunOptions } from './run.js';
 
 const DEVICES_HELP = `
-Devices (--drive, --net, --share, --rng, --console virtio) need KVM. The initramfs that vmexit makes loads their drivers and gets
-every network card its address by DHCP; a kernel given by --kernel must have the drivers built in. The first disk is
-/dev/vda in the guest, to be mounted by COMMAND:
+Devices (--drive, --net, --share, --rng, --vsock, --console virtio) need KVM. The initramfs that vmexit makes loads
+their drivers and gets every network card its address by DHCP; a kernel given by --kernel must have the drivers built in.
+The first disk is /dev/vda in the guest, to be mounted by COMMAND:
   vmexit run --drive disk.img -- sh -c 'mount /dev/vda /mnt && ls /mnt'
   vmexit run --share .:src:ro -- ls /mnt/src
   vmexit run -p 8080:80 -- httpd -f -h /etc
@@ -56,6 +56,11 @@ export function makeProgram(exit: (status: number) => void): Command {
     .addOption(new Option('--console <device>', "the guest's console").choices(['serial', 'virtio']).default('serial'))
     .option('--testdev', "add QEMU's test device, for kernels that test a hypervisor")
     .option('--rng', 'add an entropy device')
+    .option(
+      '--vsock <cid>',
+      'add sockets without a network: CID[,uds=PATH], the socket for tools of the host',
+      parseVsock,
+    )
     .addOption(
       new Option('--virtio <transport>', 'how virtio devices are attached').choices(['pci', 'mmio']).default('pci'),
     )

@@ -37,6 +37,7 @@ import type { NamedPort } from './named-port.js';
 import type { StreamHub } from './stream-hub.js';
 import { setUpBootVcpu } from './vcpu-setup.js';
 import { VirtioHost } from './virtio-host.js';
+import type { VsockPorts } from './vsock-ports.js';
 
 export interface BoardEvents {
   /** Takes the console's output, a byte or bytes. */
@@ -47,6 +48,8 @@ export interface BoardEvents {
   streams: StreamHub;
   ports: readonly NamedPort[];
   consoleSize: ConsoleSize | undefined;
+  /** Where the guest's sockets meet the program's thread. Outlives the board, too. */
+  vsock: VsockPorts;
   /** The guest ended itself. Called from inside an exit's handling; the run loop returns after it. */
   onEnd: (exit: MachineExit) => void;
   /** The run loop pauses for the event loop, or has served a batch of exits. */

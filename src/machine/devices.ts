@@ -1,5 +1,6 @@
 import { FileBackend } from '../backends/local/file.js';
 import { ShareServer } from '../backends/local/share/server.js';
+import { VsockSocket } from '../backends/local/vsock-socket.js';
 import { TapNetwork } from '../backends/net/tap.js';
 import { UserNetwork } from '../backends/net/user.js';
 import { Virtio9p } from '../devices/virtio/9p/9p.js';
@@ -8,9 +9,12 @@ import { VirtioConsole, type ConsoleSize } from '../devices/virtio/console/conso
 import type { PortOutput } from '../devices/virtio/console/port.js';
 import { VirtioNet } from '../devices/virtio/net/net.js';
 import { VirtioRng } from '../devices/virtio/rng/rng.js';
+import type { VsockAcceptor } from '../devices/virtio/vsock/backend.js';
+import { VirtioVsock } from '../devices/virtio/vsock/vsock.js';
 import type { VirtioDevice } from '../virtio/device.js';
-import type { DriveConfig, MachineConfig, NetConfig, ShareConfig } from './machine.js';
+import type { DriveConfig, MachineConfig, NetConfig, ShareConfig, VsockConfig } from './machine.js';
 import type { NamedPort } from './named-port.js';
+import type { VsockPorts } from './vsock-ports.js';
 
 export interface VirtioConsoleEvents {
   output: PortOutput;
@@ -24,6 +28,7 @@ export interface DeviceLinks {
   consoleSize: ConsoleSize | undefined;
   /** In the order of `consolePorts`. */
   ports: readonly NamedPort[];
+  vsock: VsockPorts;
 }
 
 /** The virtio devices that a configuration asks for, on their opened backends. */
@@ -43,6 +48,7 @@ export class VirtioDevices {
       for (const net of config.net) await devices.#addNet(net);
       for (const share of config.shares) await devices.#addShare(share);
       if (config.rng) devices.list.push(new VirtioRng());
+      if (config.vsock) await devices.#addVsock(config.vsock, links.vsock);
       return devices;
     } catch (error) {
       await devices.close();
@@ -85,5 +91,18 @@ export class VirtioDevices {
       net.type === 'user' ? await UserNetwork.start({ forwards: net.forwards }) : new TapNetwork({ name: net.name });
     this.#backends.push(backend);
     this.list.push(new VirtioNet({ backend, ...(net.mac !== undefined && { mac: net.mac }) }));
+  }
+
+  async #addVsock({ cid, udsPath }: VsockConfig, ports: VsockPorts): Promise<void> {
+    let socket: VsockSocket | undefined;
+    // What the program does not listen for may be for a tool.
+    const onRequest: VsockAcceptor = (request) => ports.accept(request) || (socket?.offer(request) ?? false);
+    const device = new VirtioVsock({ cid, onRequest });
+    if (udsPath !== undefined) {
+      socket = await VsockSocket.listen({ path: udsPath, connect: (port) => device.connect(port) });
+      this.#backends.push(socket);
+    }
+    ports.device = device;
+    this.list.push(device);
   }
 }

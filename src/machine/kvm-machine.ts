@@ -6,6 +6,8 @@ import type { Machine, MachineConfig, MachineExit, MachineState, MachineStats } 
 import { fromPlainError } from './plain-error.js';
 import type { RemoteStream } from './remote-stream.js';
 import { StreamHub } from './stream-hub.js';
+import { Vsock } from './vsock.js';
+import type { VsockMethods } from './vsock-ports.js';
 import {
   OUTPUT_WINDOW_BYTES,
   OutputWindow,
@@ -29,6 +31,7 @@ export class KvmMachine implements Machine {
   /** Streams to and from devices in the worker. */
   readonly streams: StreamHub;
   readonly #ports = new Map<string, RemoteStream>();
+  readonly vsock: Vsock | undefined;
   readonly #worker: Worker;
   readonly #calls = new Map<number, { resolve: (value: unknown) => void; reject: (error: VmmError) => void }>();
   #lastCall = 0;
@@ -69,6 +72,7 @@ export class KvmMachine implements Machine {
     });
     this.streams = new StreamHub((message, transfer) => this.#worker.postMessage(message, transfer));
     this.streams.accept('console-port', (stream, name) => this.#ports.set(name as string, stream));
+    this.vsock = config.vsock && new Vsock(this.#vsockMethods(), this.streams);
     this.console = new ConsoleStream({
       write: (bytes, taken) => {
         this.#inputTaken = taken;
@@ -175,6 +179,18 @@ export class KvmMachine implements Machine {
     await this.#workerEnded;
     clearTimeout(terminate);
     this.#state = 'closed';
+  }
+
+  #vsockMethods(): VsockMethods {
+    const call = async (method: keyof VsockMethods, port: number) => {
+      this.#require('created', 'running', 'paused');
+      return (await this.#call(method, port)) as number;
+    };
+    return {
+      connectVsock: (port) => call('connectVsock', port),
+      listenVsock: (port) => call('listenVsock', port),
+      unlistenVsock: (port) => call('unlistenVsock', port),
+    };
   }
 
   #receive(message: FromWorker): void {

@@ -11,6 +11,7 @@ import type { MachineExit, MachineStats } from './machine.js';
 import { NamedPort } from './named-port.js';
 import { toPlainError } from './plain-error.js';
 import { StreamHub } from './stream-hub.js';
+import { VsockPorts } from './vsock-ports.js';
 import {
   OutputWindow,
   type FromWorker,
@@ -63,6 +64,7 @@ class WorkerMachine implements WorkerMethods {
   readonly #sink = new ConsoleSink();
   readonly #ports = config.consolePorts.map((name) => new NamedPort(name, streams.open('console-port', name)));
   #consoleSize: ConsoleSize | undefined;
+  readonly #vsock = new VsockPorts(streams);
   #board!: Board;
   #input: Uint8Array | undefined;
   #exit: MachineExit | undefined;
@@ -86,6 +88,7 @@ class WorkerMachine implements WorkerMethods {
       streams,
       ports: this.#ports,
       consoleSize: this.#consoleSize,
+      vsock: this.#vsock,
       onEnd: (exit) => (this.#exit ??= exit),
       onTurn: () => this.#sink.flush(),
     });
@@ -141,6 +144,18 @@ class WorkerMachine implements WorkerMethods {
     const stats = this.#board.stats();
     const consoleDroppedBytes = this.#droppedBefore + stats.consoleDroppedBytes;
     return { ...stats, memoryBytes: config.memoryBytes, consoleDroppedBytes };
+  }
+
+  connectVsock(port: number): Promise<number> {
+    return this.#vsock.connect(port);
+  }
+
+  listenVsock(port: number): void {
+    this.#vsock.listen(port);
+  }
+
+  unlistenVsock(port: number): void {
+    this.#vsock.unlisten(port);
   }
 
   async close(): Promise<void> {

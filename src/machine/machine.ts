@@ -2,6 +2,7 @@ import type { Duplex } from 'node:stream';
 import type { IdMapping } from '../backends/local/share/tree.js';
 import type { PortForward } from '../backends/net/port-forward.js';
 import type { ConsoleSize } from '../devices/virtio/console/console.js';
+import type { Vsock } from './vsock.js';
 
 /** Why a machine ended. */
 export type ExitReason =
@@ -67,6 +68,14 @@ export interface ShareConfig {
   ids: IdMapping;
 }
 
+/** The guest's sockets. */
+export interface VsockConfig {
+  /** The guest's context ID, 3 to 4,294,967,294. */
+  cid: number;
+  /** A Unix socket for tools that speak Firecracker's convention. */
+  udsPath?: string;
+}
+
 /** What both machines are made from; already validated. Paths are absolute. */
 export interface MachineConfig {
   kernelPath: string;
@@ -88,6 +97,7 @@ export interface MachineConfig {
   rng: boolean;
   /** The test device of QEMU's, for programs that test a hypervisor. */
   testdev: boolean;
+  vsock?: VsockConfig;
   /** How the virtio devices are attached. */
   virtioTransport: 'pci' | 'mmio';
 }
@@ -110,6 +120,8 @@ export interface Machine extends AsyncDisposable {
    * @throws VmmError code "INVALID_ARGUMENT" for what is no size of 0 to 65,535, "INVALID_STATE" where the console is a serial port.
    */
   resizeConsole(size: ConsoleSize): Promise<void>;
+  /** The guest's sockets; undefined where the machine was made without. */
+  readonly vsock?: Vsock | undefined;
   /** Resolves once, when the guest has ended for whatever reason; rejects only when the machine itself failed. */
   readonly exited: Promise<MachineExit>;
   /** @throws VmmError code "INVALID_STATE" when the machine was started before. */

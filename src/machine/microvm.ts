@@ -1,9 +1,11 @@
 import type { Duplex } from 'node:stream';
+import { VmmError } from '../errors.js';
 import { chooseAccelerator } from './accelerator.js';
 import { KvmMachine } from './kvm-machine.js';
 import type { Machine, MachineExit, MachineState, MachineStats } from './machine.js';
 import { parseOptions, type MicroVMOptions } from './options.js';
 import { QemuMachine } from './qemu-machine.js';
+import type { Vsock } from './vsock.js';
 
 /**
  * A virtual machine that boots a Linux kernel: under KVM by this package, or in a QEMU process where KVM is of no use.
@@ -78,6 +80,16 @@ export class MicroVM implements Machine {
    */
   resizeConsole(size: { columns: number; rows: number }): Promise<void> {
     return this.#machine.resizeConsole(size);
+  }
+
+  /** The guest's sockets. @throws VmmError code "INVALID_STATE" when the machine was made without the option `vsock`. */
+  get vsock(): Vsock {
+    const { vsock } = this.#machine;
+    if (vsock) return vsock;
+    throw new VmmError(
+      'INVALID_STATE',
+      'this machine has no vsock: give MicroVM.create() the option vsock: { cid: 3 }',
+    );
   }
 
   /** Resolves once, when the guest has ended; rejects only when the machine itself failed. */

@@ -1,6 +1,7 @@
 import { resolve } from 'node:path';
 import { z } from 'zod';
 import { VmmError } from '../errors.js';
+import { MAX_GUEST_CID, MIN_GUEST_CID } from '../devices/virtio/vsock/defs.js';
 import { parsePortForward } from '../backends/net/port-forward.js';
 import type { MachineConfig } from './machine.js';
 
@@ -69,6 +70,11 @@ const net = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('tap'), name: z.string().min(1, 'an interface has a name'), mac: mac.optional() }),
 ]);
 
+const vsock = z.strictObject({
+  cid: z.number().int().min(MIN_GUEST_CID, 'a guest has a CID of 3 or more').max(MAX_GUEST_CID),
+  udsPath: path.optional(),
+});
+
 const schema = z.strictObject({
   kernel: path,
   initrd: path.optional(),
@@ -92,6 +98,7 @@ const schema = z.strictObject({
     .default([]),
   rng: z.boolean().default(false),
   testdev: z.boolean().default(false),
+  vsock: vsock.optional(),
   virtioTransport: z.enum(['pci', 'mmio']).default('pci'),
 });
 
@@ -129,6 +136,8 @@ export interface MicroVMOptions {
    * interrupt lines from 0x2000, memory at 0xff000000; and the number of CPUs in fw_cfg. Default false.
    */
   testdev?: boolean | undefined;
+  /** Sockets between host and guest without a network: `vm.vsock`. Under KVM. */
+  vsock?: VsockOptions | undefined;
   /** How virtio devices are attached: PCI, the default, or MMIO. */
   virtioTransport?: 'pci' | 'mmio' | undefined;
 }
@@ -155,6 +164,17 @@ export interface ShareOptions {
   ids?: 'squash' | 'passthrough' | undefined;
 }
 
+/** A virtio socket device. */
+export interface VsockOptions {
+  /** The guest's context ID, its address: 3 or more. Machines may share one: each sees only the host. */
+  cid: number;
+  /**
+   * A Unix socket to make, by Firecracker's convention: who connects and says `CONNECT PORT\n` hears `OK PORT\n` and talks
+   * to the guest; the guest's connections to a port go to `PATH_PORT`.
+   */
+  udsPath?: string | undefined;
+}
+
 /** A network card behind passt (`user`: unprivileged, with DHCP and DNS), or on a tap interface of the host. */
 export type NetOptions = { mac?: string | undefined } & (
   | {
@@ -173,7 +193,7 @@ export type NetOptions = { mac?: string | undefined } & (
 export function parseOptions(options: MicroVMOptions): { config: MachineConfig; accel: 'auto' | 'kvm' | 'tcg' } {
   const result = schema.safeParse(options);
   if (!result.success) throw new VmmError('INVALID_ARGUMENT', result.error.issues.map(describe).join('; '));
-  const { kernel, initrd, cmdline, cpus, memory, accel, drives, net, shares, ...rest } = result.data;
+  const { kernel, initrd, cmdline, cpus, memory, accel, drives, net, shares, vsock, ...rest } = result.data;
   const base = CMDLINE[rest.console];
   return {
     config: {
@@ -190,6 +210,9 @@ export function parseOptions(options: MicroVMOptions): { config: MachineConfig; 
       })),
       net: net.map(({ mac, ...card }) => ({ ...card, ...(mac !== undefined && { mac }) })),
       shares: shares.map((share) => ({ ...share, dir: resolve(share.dir) })),
+      ...(vsock && {
+        vsock: { cid: vsock.cid, ...(vsock.udsPath !== undefined && { udsPath: resolve(vsock.udsPath) }) },
+      }),
       ...rest,
     },
     accel,

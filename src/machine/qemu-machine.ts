@@ -190,12 +190,13 @@ const closed = (operation: string) =>
   new VmmError('CLOSED', `${operation}() on a machine that was closed: create another`, { operation });
 
 /** What is not there yet is refused, not ignored. */
-function refuseDevices({ drives, net, shares, rng, console, consolePorts }: MachineConfig): void {
+function refuseDevices({ drives, net, shares, rng, vsock, console, consolePorts }: MachineConfig): void {
   const asked = [
     drives.length > 0 && 'drives',
     net.length > 0 && 'net',
     shares.length > 0 && 'shares',
     rng && 'rng',
+    vsock && 'vsock',
     console === 'virtio' && 'console: "virtio"',
     consolePorts.length > 0 && 'consolePorts',
   ].filter(Boolean);

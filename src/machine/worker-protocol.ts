@@ -2,9 +2,10 @@ import type { ConsoleSize } from '../devices/virtio/console/console.js';
 import type { MachineConfig, MachineExit, MachineStats } from './machine.js';
 import type { PlainError } from './plain-error.js';
 import type { StreamMessage } from './stream-hub.js';
+import type { VsockMethods } from './vsock-ports.js';
 
 /** What the main thread asks of a machine's worker, and what each answers. */
-export interface WorkerMethods {
+export interface WorkerMethods extends VsockMethods {
   start(): void;
   pause(): Promise<void>;
   resume(): void;

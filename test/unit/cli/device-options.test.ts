@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { addDrive, addNet, addPort, addShare, deviceConfig } from '../../../src/cli/device-options.js';
+import { addDrive, addNet, addPort, addShare, deviceConfig, parseVsock } from '../../../src/cli/device-options.js';
 import { guestSetup } from '../../../src/cli/guest-setup.js';
 import { parseOptions } from '../../../src/machine/options.js';
 
@@ -93,12 +93,26 @@ describe('--publish', () => {
   });
 });
 
+describe('--vsock', () => {
+  it.each([
+    ['3', { cid: 3 }],
+    ['42,uds=/tmp/a,b.sock', { cid: 42, udsPath: '/tmp/a,b.sock' }],
+  ])('%s', (text, vsock) => {
+    expect(parseVsock(text)).toEqual(vsock);
+  });
+
+  it.each(['', 'x', '3,', '3,uds=', '-3', '3,path=/x'])('refuses %j', (text) => {
+    expect(() => parseVsock(text)).toThrow("Give the guest's CID");
+  });
+});
+
 describe('the devices of the command line', () => {
   it('are what a MicroVM takes', () => {
     const options = deviceConfig({
       console: 'virtio',
       virtio: 'mmio',
       rng: true,
+      vsock: parseVsock('3,uds=/v.sock'),
       drive: addDrive('/disk.img,ro,serial=S'),
       net: addNet('user'),
       publish: ['8080:80'],
@@ -107,6 +121,7 @@ describe('the devices of the command line', () => {
       console: 'virtio',
       virtioTransport: 'mmio',
       rng: true,
+      vsock: { cid: 3, udsPath: '/v.sock' },
       drives: [{ path: '/disk.img', readOnly: true, serial: 'S' }],
       net: [{ type: 'user', forwards: [{ hostPort: 8080, guestPort: 80, protocol: 'tcp' }] }],
     });

@@ -70,6 +70,16 @@ describe('options', () => {
     },
   );
 
+  it.each([{ cid: 2 }, { cid: 2 ** 32 - 1 }, { cid: 3.5 }, {}, { cid: 3, udsPath: '' }, { cid: 3, uds: 'x' }])(
+    'refuse %j as a vsock',
+    (vsock) => {
+      expect(failure({ kernel: 'k', vsock })).toMatchObject({
+        code: 'INVALID_ARGUMENT',
+        message: expect.stringContaining('vsock') as string,
+      });
+    },
+  );
+
   it.each([0, -1, 256, NaN, '2'])('refuse %j as a number of CPUs', (cpus) => {
     expect(failure({ kernel: 'k', cpus })).toMatchObject({ code: 'INVALID_ARGUMENT' });
   });
