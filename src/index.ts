@@ -1,6 +1,24 @@
 /** vmexit: a virtual machine monitor to import. The machinery one level down is `vmexit/kvm`. */
 export { VmmError, type VmmErrorCode, type VmmErrorDetails } from './errors.js';
-export type { CrashReport, ExitReason, MachineExit, MachineState, MachineStats } from './machine/machine.js';
+export type { BlkCounters } from './devices/virtio/blk/counters.js';
+export type { NetCounters } from './devices/virtio/net/counters.js';
+export type {
+  CrashReport,
+  DeviceError,
+  DeviceStats,
+  ExitReason,
+  MachineEvents,
+  MachineExit,
+  MachineState,
+  MachineStats,
+} from './machine/machine.js';
 export { MicroVM } from './machine/microvm.js';
-export type { DriveOptions, MicroVMOptions, NetOptions, ShareOptions, VsockOptions } from './machine/options.js';
+export type {
+  DriveOptions,
+  MicroVMOptions,
+  NetOptions,
+  RateLimitOptions,
+  ShareOptions,
+  VsockOptions,
+} from './machine/options.js';
 export type { Vsock, VsockListener } from './machine/vsock.js';

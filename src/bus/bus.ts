@@ -117,13 +117,13 @@ export class Bus {
     return [...new Set(this.#ranges.map((range) => range.device))];
   }
 
-  /** Accesses since the bus was made, by device name; devices of one name are added up. */
+  /** Accesses since the bus was made, by device name, without devices that had none; those of one name are added up. */
   accesses(): Record<string, number> {
     const counts = new Map(this.#accessesOfRemoved);
     for (const { device, accesses } of this.#ranges) {
       counts.set(device.name, (counts.get(device.name) ?? 0) + accesses);
     }
-    return Object.fromEntries(counts);
+    return Object.fromEntries([...counts].filter(([, accesses]) => accesses > 0));
   }
 
   /** @returns Unsigned, below 2^(8·size). */

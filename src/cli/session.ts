@@ -55,6 +55,7 @@ export async function runSession(options: SessionOptions): Promise<SessionResult
     signal.throwIfAborted();
     return made;
   });
+  vm.on('deviceError', ({ device, error }) => complain(`${device}: ${error.message}`));
   options.onCreated?.(vm);
 
   let interruption: Interruption | undefined;

@@ -28,12 +28,13 @@ import { ThreadedRunLoop } from '../loop/threaded-run-loop.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
 import { guestCpuid } from './cpuid-policy.js';
 import { VirtioDevices } from './devices.js';
-import { IRQS, KVM_IDENTITY_MAP_GPA, KVM_TSS_GPA, MEMORY_LAYOUT, PORTS, TEST_MEMORY_GPA } from './layout.js';
+import { IRQS, KVM_IDENTITY_MAP_GPA, KVM_TSS_GPA, MAX_VCPUS, MEMORY_LAYOUT, PORTS, TEST_MEMORY_GPA } from './layout.js';
 import { foreignCmdline } from './foreign.js';
-import type { MachineConfig, MachineExit, MachineStats } from './machine.js';
+import type { DeviceStats, MachineConfig, MachineExit, MachineStats } from './machine.js';
 import { memoryControl } from './memory-control.js';
 import { ramRegions } from './memory-map.js';
 import type { NamedPort } from './named-port.js';
+import type { NetPort } from './net-port.js';
 import type { StreamHub } from './stream-hub.js';
 import { setUpBootVcpu } from './vcpu-setup.js';
 import { VirtioHost } from './virtio-host.js';
@@ -47,17 +48,16 @@ export interface BoardEvents {
   /** Streams of devices to the program's thread. They outlive the board: a reset is not their end. */
   streams: StreamHub;
   ports: readonly NamedPort[];
+  netPorts: ReadonlyMap<number, NetPort>;
   consoleSize: ConsoleSize | undefined;
   /** Where the guest's sockets meet the program's thread. Outlives the board, too. */
   vsock: VsockPorts;
+  onDeviceError: (id: string, error: VmmError) => void;
   /** The guest ended itself. Called from inside an exit's handling; the run loop returns after it. */
   onEnd: (exit: MachineExit) => void;
   /** The run loop pauses for the event loop, or has served a batch of exits. */
   onTurn: () => void;
 }
-
-/** More would make one thread that serves all exits a bottleneck. */
-const MAX_VCPUS = 32;
 
 /** The devices every machine has, where the ACPI tables say they are. */
 const ACPI_DEVICES: readonly AcpiDevice[] = [
@@ -85,9 +85,10 @@ export class Board {
 
   /** @throws VmmError as the backends and the boot loaders do, before there is a vCPU. */
   static async create(kvm: Kvm, config: MachineConfig, events: BoardEvents): Promise<Board> {
-    const most = Math.min(MAX_VCPUS, kvm.checkExtension('MAX_VCPUS'));
+    const most = Math.min(MAX_VCPUS.kvm, kvm.checkExtension('MAX_VCPUS'));
     if (config.cpus > most) {
-      throw new VmmError('INVALID_ARGUMENT', `cpus: ${config.cpus} is too many: this machine can have ${most} here`);
+      const message = `cpus: ${config.cpus} is too many under KVM, which allows ${most} here; accel: "tcg" goes up to ${MAX_VCPUS.tcg}`;
+      throw new VmmError('INVALID_ARGUMENT', message);
     }
     const [kernel, initrd] = await Promise.all([
       readImage(config.kernelPath, 'BAD_KERNEL'),
@@ -205,10 +206,27 @@ export class Board {
     return {
       exits: this.loop.exits(),
       accesses: { ...ports.accesses(), ...mmio.accesses(), ...(unmapped > 0 && { unmapped }) },
+      devices: this.#deviceStats(),
       kicks: this.#virtioHost?.kicks ?? 0,
       interrupts: this.#virtioHost?.interrupts ?? 0,
       consoleDroppedBytes: this.#uart.droppedOutputBytes + (this.#virtio?.console?.ports[0].droppedOutputBytes ?? 0),
     };
+  }
+
+  #deviceStats(): Record<string, DeviceStats> {
+    const { list = [], errors } = this.#virtio ?? {};
+    const entries = list.map(({ id, device }) => {
+      const { name, counters } = device;
+      const error = errors?.get(id)?.message;
+      const stats: DeviceStats = {
+        name,
+        ...this.#virtioHost!.failuresOf(device),
+        ...(error !== undefined && { error }),
+        ...(counters && { counters: counters as Record<string, unknown> }),
+      };
+      return [id, stats] as const;
+    });
+    return Object.fromEntries(entries);
   }
 
   /** Stops the vCPUs, then the devices, and gives everything back. */
@@ -237,8 +255,8 @@ export class Board {
       ...events,
       console: { output: events.console.output, onInputRoom: events.onInputRoom },
     });
-    if (this.#virtio.list.length === 0) return;
-    this.#virtioHost = new VirtioHost(this.#virtio.list, {
+    const devices = this.#virtio.list.map(({ device }) => device);
+    this.#virtioHost = new VirtioHost(devices, {
       transport: config.virtioTransport,
       vm: this.#vm,
       ports: this.ports,
@@ -249,14 +267,13 @@ export class Board {
 
   async #load(boot: LinuxBoot, cpus: number): Promise<EntryState> {
     const { memory } = this.#vm;
-    const acpi = this.#virtioHost?.acpi;
+    const { acpi, reserved } = this.#virtioHost!;
     const { rsdpGpa } = writeAcpiTables(memory, MEMORY_LAYOUT, {
       cpus,
-      devices: [...ACPI_DEVICES, ...(acpi?.devices ?? [])],
-      ...(acpi?.pci && { pci: acpi.pci }),
+      devices: [...ACPI_DEVICES, ...acpi.devices],
+      pci: acpi.pci,
     });
     writeMpTable(memory, MEMORY_LAYOUT, { cpus });
-    const reserved = this.#virtioHost?.reserved ?? [];
     return (await loadKernel(memory, MEMORY_LAYOUT, boot, { rsdpGpa, reserved })).entry;
   }
 
@@ -270,7 +287,7 @@ export class Board {
     // The others wait for INIT and SIPI, as on a PC.
     setUpBootVcpu(vm.vcpus[0], vm.memory, entry);
     // With virtio devices the guest goes on while this thread moves their data: a kick is no exit then.
-    const inline = cpus === 1 && !this.#virtioHost;
+    const inline = cpus === 1 && this.#virtio!.list.length === 0;
     this.#loop = inline
       ? new InlineRunLoop(vm.vcpus[0], this.ports, this.mmio, onTurn)
       : new ThreadedRunLoop(vm.vcpus, this.ports, this.mmio, onTurn);

@@ -1,20 +1,24 @@
 import { FileBackend } from '../backends/local/file.js';
 import { ShareServer } from '../backends/local/share/server.js';
 import { VsockSocket } from '../backends/local/vsock-socket.js';
+import { PortNetwork } from '../backends/net/port.js';
 import { TapNetwork } from '../backends/net/tap.js';
 import { UserNetwork } from '../backends/net/user.js';
 import { Virtio9p } from '../devices/virtio/9p/9p.js';
 import { VirtioBlk } from '../devices/virtio/blk/blk.js';
 import { VirtioConsole, type ConsoleSize } from '../devices/virtio/console/console.js';
 import type { PortOutput } from '../devices/virtio/console/port.js';
+import type { NetBackend } from '../devices/virtio/net/backend.js';
 import { VirtioNet } from '../devices/virtio/net/net.js';
 import { VirtioRng } from '../devices/virtio/rng/rng.js';
 import type { VsockAcceptor } from '../devices/virtio/vsock/backend.js';
 import { VirtioVsock } from '../devices/virtio/vsock/vsock.js';
+import type { VmmError } from '../errors.js';
 import type { VirtioDevice } from '../virtio/device.js';
 import type { DriveConfig, MachineConfig, NetConfig, ShareConfig, VsockConfig } from './machine.js';
 import type { NamedPort } from './named-port.js';
 import type { VsockPorts } from './vsock-ports.js';
+import type { NetPort } from './net-port.js';
 
 export interface VirtioConsoleEvents {
   output: PortOutput;
@@ -29,19 +33,31 @@ export interface DeviceLinks {
   /** In the order of `consolePorts`. */
   ports: readonly NamedPort[];
   vsock: VsockPorts;
+  /** By the index of a network card of type `port`. */
+  netPorts: ReadonlyMap<number, NetPort>;
+  /** What stands behind a device broke down. */
+  onDeviceError: (id: string, error: VmmError) => void;
+}
+
+/** A device, and how messages and statistics call it. */
+export interface NamedDevice {
+  id: string;
+  device: VirtioDevice;
 }
 
 /** The virtio devices that a configuration asks for, on their opened backends. */
 export class VirtioDevices {
-  readonly list: VirtioDevice[] = [];
+  readonly list: NamedDevice[] = [];
+  /** What broke down, by the device's id. */
+  readonly errors = new Map<string, VmmError>();
   /** The device of the guest's console, where that is a virtio one. */
   console: VirtioConsole | undefined;
-  #ports: readonly NamedPort[] = [];
+  readonly #links: DeviceLinks;
   readonly #backends: { close(): Promise<void> }[] = [];
 
   /** @throws VmmError as the backends do; what was opened is closed again. */
   static async open(config: MachineConfig, links: DeviceLinks): Promise<VirtioDevices> {
-    const devices = new VirtioDevices();
+    const devices = new VirtioDevices(links);
     try {
       devices.#addConsole(config.console === 'virtio', links);
       for (const drive of config.drives) await devices.#addDrive(drive, config.cpus);
@@ -49,6 +65,11 @@ export class VirtioDevices {
       for (const share of config.shares) await devices.#addShare(share);
       if (config.rng) devices.list.push(new VirtioRng());
       if (config.vsock) await devices.#addVsock(config.vsock, links.vsock);
+      devices.#addConsole(config.console === 'virtio');
+      for (const [index, drive] of config.drives.entries()) await devices.#addDrive(index, drive, config.cpus);
+      for (const [index, net] of config.net.entries()) await devices.#addNet(index, net);
+      for (const [index, share] of config.shares.entries()) await devices.#addShare(index, share);
+      if (config.rng) devices.#add('rng', new VirtioRng());
       return devices;
     } catch (error) {
       await devices.close();
@@ -56,41 +77,75 @@ export class VirtioDevices {
     }
   }
 
+  private constructor(links: DeviceLinks) {
+    this.#links = links;
+  }
+
   /** Closes the backends. The devices must be reset, and their resets over. */
   async close(): Promise<void> {
-    for (const port of this.#ports) port.attach(undefined);
+    for (const port of this.#links.ports) port.attach(undefined);
     await Promise.all(this.#backends.map((backend) => backend.close()));
   }
 
-  #addConsole(isConsole: boolean, { console, consoleSize, ports }: DeviceLinks): void {
+  #add(id: string, device: VirtioDevice): void {
+    this.list.push({ id, device });
+  }
+
+  #addConsole(isConsole: boolean): void {
+    const { console, consoleSize, ports } = this.#links;
     if (!isConsole && ports.length === 0) return;
     const device = new VirtioConsole({
       ports: [...(isConsole ? [console] : []), ...ports.map(({ config }) => config)],
       ...(consoleSize && { size: consoleSize }),
     });
     if (isConsole) this.console = device;
-    this.#ports = ports;
     ports.forEach((port, index) => port.attach(device.ports[index + (isConsole ? 1 : 0)]));
-    this.list.push(device);
+    this.#add('console', device);
   }
 
-  async #addDrive({ path, readOnly, serial }: DriveConfig, cpus: number): Promise<void> {
+  async #addDrive(index: number, { path, readOnly, ...options }: DriveConfig, cpus: number): Promise<void> {
     const backend = await FileBackend.open({ path, readOnly });
     this.#backends.push(backend);
-    this.list.push(new VirtioBlk({ backend, readOnly, queues: cpus, ...(serial !== undefined && { serial }) }));
+    this.#add(`drive${index}`, new VirtioBlk({ backend, readOnly, queues: cpus, ...options }));
   }
 
-  async #addShare({ tag, ...options }: ShareConfig): Promise<void> {
+  async #addShare(index: number, { tag, ...options }: ShareConfig): Promise<void> {
     const server = await ShareServer.open(options);
     this.#backends.push(server);
-    this.list.push(new Virtio9p({ server, tag }));
+    this.#add(`share${index}`, new Virtio9p({ server, tag }));
   }
 
-  async #addNet(net: NetConfig): Promise<void> {
-    const backend =
-      net.type === 'user' ? await UserNetwork.start({ forwards: net.forwards }) : new TapNetwork({ name: net.name });
+  async #addNet(index: number, net: NetConfig): Promise<void> {
+    const id = `net${index}`;
+    const { mac, mtu, rateLimit } = net;
+    const backend = await this.#openNetwork(index, net);
     this.#backends.push(backend);
-    this.list.push(new VirtioNet({ backend, ...(net.mac !== undefined && { mac: net.mac }) }));
+    const device = new VirtioNet({
+      backend,
+      ...(mac !== undefined && { mac }),
+      ...(mtu !== undefined && { mtu }),
+      ...(rateLimit && { transmitLimit: rateLimit, receiveLimit: rateLimit }),
+      onBackendFailure: (error) => {
+        this.errors.set(id, error);
+        this.#links.onDeviceError(id, error);
+      },
+    });
+    this.#add(id, device);
+  }
+
+  #openNetwork(index: number, net: NetConfig): NetBackend | Promise<NetBackend> {
+    const mtu = net.mtu === undefined ? {} : { mtu: net.mtu };
+    switch (net.type) {
+      case 'user':
+        return UserNetwork.start({ forwards: net.forwards, ...mtu });
+      case 'tap':
+        return new TapNetwork({ ...net, ...mtu });
+      case 'port': {
+        const network = new PortNetwork(mtu);
+        this.#links.netPorts.get(index)?.attach(network);
+        return network;
+      }
+    }
   }
 
   async #addVsock({ cid, udsPath }: VsockConfig, ports: VsockPorts): Promise<void> {
@@ -103,6 +158,6 @@ export class VirtioDevices {
       this.#backends.push(socket);
     }
     ports.device = device;
-    this.list.push(device);
+    this.#add('vsock', device);
   }
 }

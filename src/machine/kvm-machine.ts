@@ -1,8 +1,9 @@
+import { EventEmitter } from 'node:events';
 import { Worker } from 'node:worker_threads';
 import { VmmError } from '../errors.js';
 import type { ConsoleSize } from '../devices/virtio/console/console.js';
 import { ConsoleStream } from './console-stream.js';
-import type { Machine, MachineConfig, MachineExit, MachineState, MachineStats } from './machine.js';
+import type { Machine, MachineConfig, MachineEvents, MachineExit, MachineState, MachineStats } from './machine.js';
 import { fromPlainError } from './plain-error.js';
 import type { RemoteStream } from './remote-stream.js';
 import { StreamHub } from './stream-hub.js';
@@ -30,8 +31,10 @@ export class KvmMachine implements Machine {
   readonly exited: Promise<MachineExit>;
   /** Streams to and from devices in the worker. */
   readonly streams: StreamHub;
+  readonly events = new EventEmitter<MachineEvents>();
   readonly #ports = new Map<string, RemoteStream>();
   readonly vsock: Vsock | undefined;
+  readonly #nets = new Map<number, RemoteStream>();
   readonly #worker: Worker;
   readonly #calls = new Map<number, { resolve: (value: unknown) => void; reject: (error: VmmError) => void }>();
   #lastCall = 0;
@@ -73,6 +76,7 @@ export class KvmMachine implements Machine {
     this.streams = new StreamHub((message, transfer) => this.#worker.postMessage(message, transfer));
     this.streams.accept('console-port', (stream, name) => this.#ports.set(name as string, stream));
     this.vsock = config.vsock && new Vsock(this.#vsockMethods(), this.streams);
+    this.streams.accept('net', (stream, index) => this.#nets.set(index as number, stream));
     this.console = new ConsoleStream({
       write: (bytes, taken) => {
         this.#inputTaken = taken;
@@ -147,6 +151,13 @@ export class KvmMachine implements Machine {
     throw new VmmError('INVALID_ARGUMENT', `there is no console port named ${name}; consolePorts has: ${known}`);
   }
 
+  net(index: number): RemoteStream {
+    this.#require('created', 'running', 'paused', 'exited');
+    const stream = this.#nets.get(index);
+    if (stream) return stream;
+    throw new VmmError('INVALID_ARGUMENT', `net[${index}] is no network card of type "port"; only those have a stream`);
+  }
+
   async resizeConsole(size: ConsoleSize): Promise<void> {
     this.#require('created', 'running', 'paused');
     await this.#call('resizeConsole', size);
@@ -217,6 +228,9 @@ export class KvmMachine implements Machine {
         break;
       case 'stream':
         this.streams.receive(message);
+        break;
+      case 'device-error':
+        this.events.emit('deviceError', { device: message.device, error: fromPlainError(message.error) });
         break;
       case 'exit':
         this.#end(() => this.#settleExited.resolve(message.exit));

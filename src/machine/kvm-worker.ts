@@ -9,6 +9,7 @@ import { Board } from './board.js';
 import { describeExit, reportCrash } from './crash.js';
 import type { MachineExit, MachineStats } from './machine.js';
 import { NamedPort } from './named-port.js';
+import { NetPort } from './net-port.js';
 import { toPlainError } from './plain-error.js';
 import { StreamHub } from './stream-hub.js';
 import { VsockPorts } from './vsock-ports.js';
@@ -34,22 +35,41 @@ class ConsoleSink {
   readonly #window = new OutputWindow(window);
   readonly #buffer = new Uint8Array(OUTPUT_CHUNK_BYTES);
   #length = 0;
+  /** Bytes of the window that are ours, and not used yet. */
+  #reserved = 0;
 
   /** For consoles that print more than a byte at a time. */
   readonly output = {
     write: (bytes: Uint8Array): number => {
       let taken = 0;
-      while (taken < bytes.length && this.write(bytes[taken])) taken++;
+      while (taken < bytes.length && this.#hasRoom()) {
+        const room = Math.min(this.#reserved, OUTPUT_CHUNK_BYTES - this.#length);
+        const piece = bytes.subarray(taken, taken + room);
+        this.#buffer.set(piece, this.#length);
+        taken += piece.length;
+        this.#count(piece.length);
+      }
       this.flush();
       return taken;
     },
   };
 
   write(byte: number): boolean {
-    if (!this.#window.tryReserve(1)) return false;
-    this.#buffer[this.#length++] = byte;
-    if (this.#length === OUTPUT_CHUNK_BYTES) this.flush();
+    if (!this.#hasRoom()) return false;
+    this.#buffer[this.#length] = byte;
+    this.#count(1);
     return true;
+  }
+
+  #hasRoom(): boolean {
+    if (this.#reserved === 0) this.#reserved = this.#window.reserve(OUTPUT_CHUNK_BYTES);
+    return this.#reserved > 0;
+  }
+
+  #count(length: number): void {
+    this.#reserved -= length;
+    this.#length += length;
+    if (this.#length === OUTPUT_CHUNK_BYTES) this.flush();
   }
 
   flush(): void {
@@ -63,6 +83,11 @@ class WorkerMachine implements WorkerMethods {
   readonly #kvm: Kvm;
   readonly #sink = new ConsoleSink();
   readonly #ports = config.consolePorts.map((name) => new NamedPort(name, streams.open('console-port', name)));
+  readonly #netPorts = new Map(
+    config.net.flatMap(({ type }, index) =>
+      type === 'port' ? [[index, new NetPort(streams.open('net', index, { objectMode: true }))]] : [],
+    ),
+  );
   #consoleSize: ConsoleSize | undefined;
   readonly #vsock = new VsockPorts(streams);
   #board!: Board;
@@ -87,6 +112,8 @@ class WorkerMachine implements WorkerMethods {
       onInputRoom: () => this.#feedInput(),
       streams,
       ports: this.#ports,
+      netPorts: this.#netPorts,
+      onDeviceError: (device, error) => send({ type: 'device-error', device, error: toPlainError(error) }),
       consoleSize: this.#consoleSize,
       vsock: this.#vsock,
       onEnd: (exit) => (this.#exit ??= exit),

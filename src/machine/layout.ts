@@ -3,6 +3,9 @@ import { DEFAULT_BOOT_LAYOUT } from '../boot/layout.js';
 /** Where the machine's memory is, and what boot leaves in it. */
 export const MEMORY_LAYOUT = DEFAULT_BOOT_LAYOUT;
 
+/** How many virtual CPUs a machine can have. Under KVM one thread serves all their exits; under TCG it is q35's limit. */
+export const MAX_VCPUS = { kvm: 32, tcg: 255 } as const;
+
 /** Three pages that KVM needs on Intel processors (KVM_SET_TSS_ADDR), below the end of 4 GiB where firmware would be. */
 export const KVM_TSS_GPA = 0xfffbd000;
 /** One page more (KVM_SET_IDENTITY_MAP_ADDR), right below. */

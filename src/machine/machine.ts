@@ -1,8 +1,11 @@
+import type { EventEmitter } from 'node:events';
 import type { Duplex } from 'node:stream';
 import type { IdMapping } from '../backends/local/share/tree.js';
 import type { PortForward } from '../backends/net/port-forward.js';
+import type { RateLimit } from '../devices/rate-limiter.js';
 import type { ConsoleSize } from '../devices/virtio/console/console.js';
 import type { Vsock } from './vsock.js';
+import type { VmmError } from '../errors.js';
 
 /** Why a machine ended. */
 export type ExitReason =
@@ -33,11 +36,37 @@ export interface MachineExit {
   crash?: CrashReport;
 }
 
+/** One device, since the machine was made or last reset. */
+export interface DeviceStats {
+  /** What it is: `virtio-blk`, `virtio-net` … */
+  name: string;
+  /** How often its driver broke a rule, upon which the device does nothing until the driver resets it; and the last one. */
+  failures: number;
+  lastFailure?: string;
+  /** What stands behind the device broke down, and why; the guest goes on without. */
+  error?: string;
+  /** `BlkCounters` of a drive, `NetCounters` of a network card; other devices have their own or none. */
+  counters?: Readonly<Record<string, unknown>>;
+}
+
+/** What stands behind a device broke down: a passt that died, an interface that was deleted. The guest goes on without. */
+export interface DeviceError {
+  /** Its key in `MachineStats.devices`. */
+  device: string;
+  error: VmmError;
+}
+
+export interface MachineEvents {
+  deviceError: [DeviceError];
+}
+
 export interface MachineStats {
   /** Exits from guest mode that reached user space, by KVM exit reason (`io`, `mmio`, `hlt` …). Empty under TCG. */
   exits: Readonly<Record<string, number>>;
-  /** Accesses by device name. Empty under TCG. */
+  /** Accesses by device name, without devices that had none. Empty under TCG. */
   accesses: Readonly<Record<string, number>>;
+  /** Virtio devices: `console`, `drive0` and so on in the order of the options, `net0` …, `share0` …, `rng`, `vsock`. Empty under TCG. */
+  devices: Readonly<Record<string, DeviceStats>>;
   /** Guest RAM in bytes. */
   memoryBytes: number;
   /** Kicks of virtio queues that came by ioeventfd, and interrupts that left by irqfd: neither is an exit. */
@@ -55,10 +84,13 @@ export interface DriveConfig {
   readOnly: boolean;
   /** Up to 20 printable ASCII characters. */
   serial?: string;
+  rateLimit?: RateLimit;
 }
 
-/** One network card: behind passt (`user`), or on a tap interface of the host. */
-export type NetConfig = { mac?: string } & ({ type: 'user'; forwards: PortForward[] } | { type: 'tap'; name: string });
+/** One network card: behind passt (`user`), on a tap interface of the host, or on a stream of the program. */
+export type NetConfig = { mac?: string; mtu?: number; rateLimit?: RateLimit } & (
+  { type: 'user'; forwards: PortForward[] } | { type: 'tap'; name?: string; fd?: number } | { type: 'port' }
+);
 
 /** One directory of the host, which the guest mounts by its tag: 9p, `trans=virtio`. */
 export interface ShareConfig {
@@ -110,10 +142,13 @@ export interface MachineConfig {
 export interface Machine extends AsyncDisposable {
   readonly accel: 'kvm' | 'tcg';
   readonly state: MachineState;
+  readonly events: EventEmitter<MachineEvents>;
   /** The guest's console, a serial port or a virtio console: what is written goes in, what the guest prints comes out. Ends when the guest does. */
   readonly console: Duplex;
   /** The program's end of a named console port. @throws VmmError code "INVALID_ARGUMENT" for a name that is none of `consolePorts`. */
   port(name: string): Duplex;
+  /** Frames of a network card of type `port`. @throws VmmError code "INVALID_ARGUMENT" for the index of another, or of none. */
+  net(index: number): Duplex;
   /**
    * Tells the guest the size of the terminal behind its virtio console, in characters.
    *

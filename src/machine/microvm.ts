@@ -1,8 +1,9 @@
+import { EventEmitter } from 'node:events';
 import type { Duplex } from 'node:stream';
 import { VmmError } from '../errors.js';
 import { chooseAccelerator } from './accelerator.js';
 import { KvmMachine } from './kvm-machine.js';
-import type { Machine, MachineExit, MachineState, MachineStats } from './machine.js';
+import type { Machine, MachineEvents, MachineExit, MachineState, MachineStats } from './machine.js';
 import { parseOptions, type MicroVMOptions } from './options.js';
 import { QemuMachine } from './qemu-machine.js';
 import type { Vsock } from './vsock.js';
@@ -17,16 +18,20 @@ import type { Vsock } from './vsock.js';
  * const { reason } = await vm.exited;
  * ```
  *
+ * It emits `deviceError` when what stands behind a device broke down (a passt that died): the guest goes on without.
+ *
  * It holds its resources until `close()`, also after the guest has ended; `await using` closes it. After `close()` every
  * other call throws code "CLOSED".
  */
-export class MicroVM implements Machine {
+export class MicroVM extends EventEmitter<MachineEvents> implements Omit<Machine, 'events'> {
   /** One line on why this accelerator was chosen. */
   readonly accelReason: string;
   readonly #machine: Machine;
 
   private constructor(machine: Machine, accelReason: string) {
+    super();
     this.#machine = machine;
+    machine.events.on('deviceError', (error) => this.emit('deviceError', error));
     this.accelReason = accelReason;
   }
 
@@ -71,6 +76,18 @@ export class MicroVM implements Machine {
    */
   port(name: string): Duplex {
     return this.#machine.port(name);
+  }
+
+  /**
+   * Ethernet frames, without their FCS, of a network card of type `port`: read what the guest sends, write what it shall
+   * get, a Uint8Array a chunk. `a.net(0).pipe(b.net(0)).pipe(a.net(0))` is a cable between two guests. Backpressure works
+   * both ways; destroying the stream pulls the plug.
+   *
+   * @param index Its place in the option `net`.
+   * @throws VmmError code "INVALID_ARGUMENT" for the index of another card, or of none.
+   */
+  net(index: number): Duplex {
+    return this.#machine.net(index);
   }
 
   /**

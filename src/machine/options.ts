@@ -3,12 +3,13 @@ import { z } from 'zod';
 import { VmmError } from '../errors.js';
 import { MAX_GUEST_CID, MIN_GUEST_CID } from '../devices/virtio/vsock/defs.js';
 import { parsePortForward } from '../backends/net/port-forward.js';
-import type { MachineConfig } from './machine.js';
+import { MAX_VCPUS } from './layout.js';
+import type { DriveConfig, MachineConfig, NetConfig } from './machine.js';
 
 /** More than any host has; a limit that keeps all address arithmetic exact. */
 const MAX_MEMORY_BYTES = 2 ** 40;
 const PAGE_BYTES = 4096;
-const MAX_CPUS = 255;
+const TOO_MANY_CPUS = `a machine has at most ${MAX_VCPUS.tcg} virtual CPUs under TCG, ${MAX_VCPUS.kvm} under KVM`;
 /** A virtio console has 31 ports, of which one may be the guest's console. */
 const MAX_CONSOLE_PORTS = 30;
 
@@ -40,6 +41,13 @@ const memorySize = z
 
 const mac = z.string().regex(/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i, 'a MAC address looks like 52:54:00:12:34:56');
 
+const rate = z.number().positive().finite().optional();
+const rateLimit = z
+  .strictObject({ bytesPerSecond: rate, opsPerSecond: rate, burstBytes: rate, burstOps: rate })
+  .optional();
+const mtu = (least: number, most: number) => z.number().int().min(least).max(most).optional();
+const card = { mac: mac.optional(), mtu: mtu(68, 65535), rateLimit };
+
 const drive = z.strictObject({
   path,
   readOnly: z.boolean().default(false),
@@ -47,6 +55,7 @@ const drive = z.strictObject({
     .string()
     .regex(/^[\x20-\x7e]{0,20}$/, 'a serial number has up to 20 printable ASCII characters')
     .optional(),
+  rateLimit,
 });
 
 const share = z.strictObject({
@@ -66,8 +75,16 @@ const forward = z.string().transform((text, context) => {
 });
 
 const net = z.discriminatedUnion('type', [
-  z.strictObject({ type: z.literal('user'), forwards: z.array(forward).default([]), mac: mac.optional() }),
-  z.strictObject({ type: z.literal('tap'), name: z.string().min(1, 'an interface has a name'), mac: mac.optional() }),
+  z.strictObject({ ...card, type: z.literal('user'), forwards: z.array(forward).default([]), mtu: mtu(1280, 65520) }),
+  z
+    .strictObject({
+      ...card,
+      type: z.literal('tap'),
+      name: z.string().min(1, 'an interface has a name').optional(),
+      fd: z.number().int().min(0).optional(),
+    })
+    .refine(({ name, fd }) => (name === undefined) !== (fd === undefined), 'give the name of an interface, or an fd'),
+  z.strictObject({ ...card, type: z.literal('port') }),
 ]);
 
 const vsock = z.strictObject({
@@ -79,7 +96,7 @@ const schema = z.strictObject({
   kernel: path,
   initrd: path.optional(),
   cmdline: z.string().refine(noNul, 'a command line holds no NUL').default(''),
-  cpus: z.number().int().min(1).max(MAX_CPUS).default(1),
+  cpus: z.number().int().min(1).max(MAX_VCPUS.tcg, TOO_MANY_CPUS).default(1),
   memory: memorySize.default(256 * 2 ** 20),
   accel: z.enum(['auto', 'kvm', 'tcg']).default('auto'),
   console: z.enum(['serial', 'virtio']).default('serial'),
@@ -113,7 +130,7 @@ export interface MicroVMOptions {
    * after its file's name.
    */
   cmdline?: string | undefined;
-  /** Virtual CPUs, 1 to 255. Default 1. */
+  /** Virtual CPUs, 1 to 32 under KVM, to 255 under TCG. Default 1. */
   cpus?: number | undefined;
   /** Guest RAM: a string with K, M or G (powers of 1,024), or a number of bytes. Default `256M`. */
   memory?: string | number | undefined;
@@ -148,6 +165,7 @@ export interface DriveOptions {
   readOnly?: boolean | undefined;
   /** What the guest reads as the disk's serial number, up to 20 characters. */
   serial?: string | undefined;
+  rateLimit?: RateLimitOptions | undefined;
 }
 
 /** A directory of the host and all below it. In the guest: `mount -t 9p -o trans=virtio,version=9p2000.L TAG /mnt`. */
@@ -175,14 +193,38 @@ export interface VsockOptions {
   udsPath?: string | undefined;
 }
 
-/** A network card behind passt (`user`: unprivileged, with DHCP and DNS), or on a tap interface of the host. */
-export type NetOptions = { mac?: string | undefined } & (
+/** How much a device may move. What is left out is unlimited; bursts are a tenth of a second's where they are. */
+export interface RateLimitOptions {
+  bytesPerSecond?: number | undefined;
+  /** Requests of a disk, frames of a network card. */
+  opsPerSecond?: number | undefined;
+  /** What may go at once after a pause. */
+  burstBytes?: number | undefined;
+  burstOps?: number | undefined;
+}
+
+/**
+ * A network card behind passt (`user`: unprivileged, with DHCP and DNS), on a tap interface of the host, or on a stream
+ * of this program (`port`).
+ */
+export type NetOptions = {
+  /** Default: one made up. */
+  mac?: string | undefined;
+  /** The largest packet in bytes, without the Ethernet header. Default: 65,520 for `user`, else the guest's, 1,500. */
+  mtu?: number | undefined;
+  /** Of what the guest sends, and again of what it gets. */
+  rateLimit?: RateLimitOptions | undefined;
+} & (
   | {
       type: 'user';
       /** Ports of the host that lead into the guest: `8080:80`, `127.0.0.1:8080:80`, `5353:53/udp`. */
       forwards?: readonly string[] | undefined;
     }
   | { type: 'tap'; name: string }
+  /** An open fd of /dev/net/tun, attached with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR. It stays yours: close it after the machine. */
+  | { type: 'tap'; fd: number }
+  /** Frames are the chunks of a Duplex: see `MicroVM.net`. */
+  | { type: 'port' }
 );
 
 /**
@@ -203,12 +245,8 @@ export function parseOptions(options: MicroVMOptions): { config: MachineConfig; 
       kernelArguments: cmdline.trim(),
       cpus,
       memoryBytes: memory,
-      drives: drives.map(({ serial, ...drive }) => ({
-        ...drive,
-        path: resolve(drive.path),
-        ...(serial !== undefined && { serial }),
-      })),
-      net: net.map(({ mac, ...card }) => ({ ...card, ...(mac !== undefined && { mac }) })),
+      drives: drives.map((drive) => ({ ...defined(drive), path: resolve(drive.path) }) as DriveConfig),
+      net: net.map(defined) as NetConfig[],
       shares: shares.map((share) => ({ ...share, dir: resolve(share.dir) })),
       ...(vsock && {
         vsock: { cid: vsock.cid, ...(vsock.udsPath !== undefined && { udsPath: resolve(vsock.udsPath) }) },
@@ -217,6 +255,14 @@ export function parseOptions(options: MicroVMOptions): { config: MachineConfig; 
     },
     accel,
   };
+}
+
+/** Without keys whose value is undefined, also in objects inside. */
+function defined(value: object): object {
+  const entries = Object.entries(value).filter(([, field]) => field !== undefined);
+  return Object.fromEntries(
+    entries.map(([key, field]) => [key, key === 'rateLimit' ? defined(field as object) : (field as unknown)]),
+  );
 }
 
 /** Bytes of "64K", "256M", "1.5G" or "1048576"; undefined for what is no size. */

@@ -1,7 +1,8 @@
+import { EventEmitter } from 'node:events';
 import { VmmError } from '../errors.js';
 import { Batches } from '../backends/qemu/batches.js';
 import { ConsoleStream } from './console-stream.js';
-import type { Machine, MachineConfig, MachineExit, MachineState, MachineStats } from './machine.js';
+import type { Machine, MachineConfig, MachineEvents, MachineExit, MachineState, MachineStats } from './machine.js';
 import { QemuGuest } from './qemu-guest.js';
 import { checkImages } from './qemu-images.js';
 
@@ -13,6 +14,7 @@ export class QemuMachine implements Machine {
   readonly accel = 'tcg';
   readonly console: ConsoleStream;
   readonly exited: Promise<MachineExit>;
+  readonly events = new EventEmitter<MachineEvents>();
   readonly #config: MachineConfig;
   #guest: QemuGuest;
   #outputs!: QemuGuest['outputs'];
@@ -113,6 +115,11 @@ export class QemuMachine implements Machine {
     throw new VmmError('ACCEL_UNAVAILABLE', `${name}: console ports need KVM`);
   }
 
+  /** There are none. */
+  net(index: number): never {
+    throw new VmmError('ACCEL_UNAVAILABLE', `net[${index}]: network cards need KVM`);
+  }
+
   resizeConsole(): Promise<never> {
     return Promise.reject(new VmmError('ACCEL_UNAVAILABLE', 'a console with a size is a virtio one, which needs KVM'));
   }
@@ -122,6 +129,7 @@ export class QemuMachine implements Machine {
     return Promise.resolve({
       exits: {},
       accesses: {},
+      devices: {},
       kicks: 0,
       interrupts: 0,
       memoryBytes: this.#config.memoryBytes,

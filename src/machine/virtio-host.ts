@@ -31,9 +31,9 @@ export interface VirtioHostConfig {
  */
 export class VirtioHost {
   /** What the ACPI tables must say. */
-  readonly acpi: { devices: readonly AcpiDevice[]; pci?: NonNullable<AcpiDescription['pci']> };
+  readonly acpi: { devices: readonly AcpiDevice[]; pci: NonNullable<AcpiDescription['pci']> };
   /** Address space that is neither RAM nor free. */
-  readonly reserved: readonly GpaRange[];
+  readonly reserved: readonly GpaRange[] = [PCI.ECAM];
   /** Kicks that came by ioeventfd. */
   kicks = 0;
   readonly #vm: Vm;
@@ -50,13 +50,13 @@ export class VirtioHost {
     this.#vm = vm;
     this.#devices = devices;
     this.#msi = new MsiRouter(vm);
-    if (transport === 'mmio') {
-      this.acpi = { devices: devices.map((device, index) => this.#addMmio(device, index, mmio)) };
-      this.reserved = [];
-    } else {
-      this.acpi = { devices: [], pci: this.#addPci(devices, ports, mmio, onReset) };
-      this.reserved = [PCI.ECAM];
-    }
+    const onMmio = transport === 'mmio' ? devices : [];
+    const onPci = transport === 'pci' ? devices : [];
+    this.acpi = {
+      devices: onMmio.map((device, index) => this.#addMmio(device, index, mmio)),
+      // Also without devices: a kernel that finds no host bridge complains.
+      pci: this.#addPci(onPci, ports, mmio, onReset),
+    };
   }
 
   /** Interrupts sent by irqfd. */
@@ -64,11 +64,11 @@ export class VirtioHost {
     return this.#msi.signals + this.#edges;
   }
 
-  /** Times that a driver broke a rule and its device failed, with the last rule. */
-  failures(): { device: string; failures: number; last: string }[] {
-    return this.#cores
-      .filter((core) => core.failures > 0)
-      .map((core) => ({ device: core.device.name, failures: core.failures, last: core.lastFailure ?? '' }));
+  /** How often the device's driver broke a rule, and the last one. */
+  failuresOf(device: VirtioDevice): { failures: number; lastFailure?: string } {
+    const core = this.#cores.find((candidate) => candidate.device === device);
+    const lastFailure = core?.lastFailure;
+    return { failures: core?.failures ?? 0, ...(lastFailure !== undefined && { lastFailure }) };
   }
 
   /** Stops the devices. @returns When none of them touches guest memory any more. */

@@ -33,6 +33,7 @@ export type FromWorker =
   | { type: 'output'; bytes: Uint8Array }
   /** The last input went to the guest whole. */
   | { type: 'input-taken' }
+  | { type: 'device-error'; device: string; error: PlainError }
   | { type: 'exit'; exit: MachineExit };
 
 export interface WorkerData {
@@ -57,17 +58,17 @@ export class OutputWindow {
     this.#words = new Int32Array(shared);
   }
 
-  /** Writer: whether `length` more bytes may be sent. If not, the reader will send `output-room`. */
-  tryReserve(length: number): boolean {
-    if (this.#fits(length)) {
-      this.#sent = (this.#sent + length) | 0;
-      return true;
+  /** Writer: up to `length` more bytes may be sent. @returns How many. If none, the reader will send `output-room`. */
+  reserve(length: number): number {
+    let room = Math.min(length, this.#room());
+    if (room === 0) {
+      // Announce, then look again: the reader consumes, then looks whether someone waits.
+      Atomics.store(this.#words, 1, 1);
+      room = Math.min(length, this.#room());
+      if (room > 0) Atomics.store(this.#words, 1, 0);
     }
-    // Announce, then look again: the reader consumes, then looks whether someone waits.
-    Atomics.store(this.#words, 1, 1);
-    if (!this.#fits(length)) return false;
-    Atomics.store(this.#words, 1, 0);
-    return this.tryReserve(length);
+    this.#sent = (this.#sent + room) | 0;
+    return room;
   }
 
   /** Reader: `length` bytes are consumed. @returns Whether the writer waits to hear of it. */
@@ -76,7 +77,7 @@ export class OutputWindow {
     return Atomics.exchange(this.#words, 1, 0) === 1;
   }
 
-  #fits(length: number): boolean {
-    return ((this.#sent - Atomics.load(this.#words, 0)) | 0) + length <= OUTPUT_WINDOW_BYTES;
+  #room(): number {
+    return OUTPUT_WINDOW_BYTES - ((this.#sent - Atomics.load(this.#words, 0)) | 0);
   }
 }

@@ -79,6 +79,8 @@ export interface VirtioDevice {
   readonly features: bigint;
   /** The largest size of each queue, a power of two. */
   readonly queueSizes: readonly number[];
+  /** What it did since it was made, as plain data. */
+  readonly counters?: object;
   /** Reads the configuration space; all ones beyond its end. */
   readConfig(offset: number, size: AccessSize): number;
   writeConfig(offset: number, size: AccessSize, value: number): void;

@@ -6,7 +6,14 @@ import { guestSetup } from '../../src/cli/guest-setup.js';
 import type { MachineStats } from '../../src/index.js';
 import { findBusybox } from '../../src/guest/busybox.js';
 import { ensureInstalled } from '../../src/guest/debian.js';
-import { bootGuests, linuxGuest, sharedFolder, type GuestPlan, type GuestReport } from '../support/linux-guests.js';
+import {
+  bootGuests,
+  linuxGuest,
+  makeRoutable,
+  sharedFolder,
+  type GuestPlan,
+  type GuestReport,
+} from '../support/linux-guests.js';
 import { runNested } from '../support/nested.js';
 
 const TRANSPORTS = ['pci', 'mmio'] as const;
@@ -230,13 +237,6 @@ function costPerMib(what: string, before: MachineStats, after: MachineStats) {
   const numbers = Object.entries(cost).map(([name, n]) => `${n.toFixed(2)} ${name}`);
   console.log(`${what}, per MB: ${numbers.join(', ')} (kicks by ioeventfd, interrupts by irqfd)`);
   return cost;
-}
-
-/** Gives the nested host an address and a default route, which passt copies for the guest. Nothing is behind them. */
-async function makeRoutable(): Promise<void> {
-  await nested('ip link show dummy0 >/dev/null 2>&1 || ip link add dummy0 type dummy');
-  await nested('ip link set dummy0 up; ip address replace 10.0.2.15/24 dev dummy0');
-  await nested('ip route replace default via 10.0.2.2 dev dummy0');
 }
 
 /** Random files, and their checksums as sha256sum(1) checks them. */

@@ -15,6 +15,8 @@ export type GuestStep = { when: string } & (
   | { act: 'resizeConsole'; columns: number; rows: number }
   /** Random bytes to a console port, and back. */
   | { act: 'echo'; port: string; bytes: number }
+  /** Returns when the machine has reported it. */
+  | { act: 'killPasst' }
   | { act: 'powerButton' }
   | { act: 'stop' }
 );
@@ -25,6 +27,8 @@ export interface GuestPlan {
   options: MicroVMOptions;
   /** Told to the console before the guest starts. */
   consoleSize?: { columns: number; rows: number };
+  /** Two network cards of type `port`, by index, to be piped together. */
+  join?: [number, number];
   steps?: GuestStep[];
   /**
    * An HTTP server of the nested host, on its loopback or at `address`, while the guest runs: `/large` is zeros, everything
@@ -45,6 +49,7 @@ export interface GuestReport {
   fetched: Record<string, string>;
   /** How many bytes came back, by the port's name. */
   echoed: Record<string, number>;
+  deviceErrors: { device: string; code: string; message: string }[];
   error?: string;
 }
 
@@ -72,4 +77,14 @@ export async function bootGuests(plans: GuestPlan[]): Promise<Record<string, Gue
   });
   if (exitCode !== 0) throw new Error(`boot.mjs ended with status ${exitCode}:\n${stderr}`);
   return Object.fromEntries((JSON.parse(stdout) as GuestReport[]).map((report) => [report.name, report]));
+}
+
+/** Gives the nested host an address and a default route, which passt copies for the guest. Nothing is behind them. */
+export async function makeRoutable(): Promise<void> {
+  const script = `
+    ip link show dummy0 >/dev/null 2>&1 || ip link add dummy0 type dummy
+    ip link set dummy0 up && ip address replace 10.0.2.15/24 dev dummy0
+    ip route replace default via 10.0.2.2 dev dummy0`;
+  const { stderr, exitCode } = await runNested(['sh', '-c', script], { timeoutMs: 120_000 });
+  if (exitCode !== 0) throw new Error(`the nested host gets no route: ${stderr}`);
 }

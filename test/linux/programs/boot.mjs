@@ -3,6 +3,8 @@
  * on stdin, writes an array of `GuestReport` to stdout.
  */
 import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { readdir, readFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { text } from 'node:stream/consumers';
 import process from 'node:process';
@@ -18,7 +20,7 @@ for (const plan of plans) {
 }
 process.stdout.write(JSON.stringify(reports));
 
-async function run({ name, options, consoleSize, steps = [], serve, timeoutMs = 240_000 }) {
+async function run({ name, options, consoleSize, join, steps = [], serve, timeoutMs = 240_000 }) {
   const server =
     serve &&
     createServer((request, response) =>
@@ -28,7 +30,7 @@ async function run({ name, options, consoleSize, steps = [], serve, timeoutMs = 
   let vm;
   try {
     vm = await MicroVM.create({ accel: 'kvm', ...options });
-    const report = { name, output: '', stats: {}, fetched: {}, echoed: {} };
+    const report = { name, output: '', stats: {}, fetched: {}, echoed: {}, deviceErrors: [] };
     const acts = {
       stats: async (step) => (report.stats[step.as] = await vm.stats()),
       powerButton: () => vm.powerButton(),
@@ -36,6 +38,11 @@ async function run({ name, options, consoleSize, steps = [], serve, timeoutMs = 
       fetch: async (step) => (report.fetched[step.as] = await (await globalThis.fetch(step.url)).text()),
       type: (step) => vm.console.write(step.text),
       resizeConsole: ({ columns, rows }) => vm.resizeConsole({ columns, rows }),
+      killPasst: async () => {
+        const failed = once(vm, 'deviceError');
+        for (const pid of await childrenNamed('passt')) process.kill(pid, 'SIGKILL');
+        await failed;
+      },
       echo: async (step) => (report.echoed[step.port] = await echo(vm.port(step.port), step.bytes)),
     };
     // One step after the other: a guest that was told to go on must not take the one before by surprise.
@@ -60,6 +67,13 @@ async function run({ name, options, consoleSize, steps = [], serve, timeoutMs = 
       report.error ??= `the guest ran for ${timeoutMs} ms`;
       void vm.stop();
     }, timeoutMs);
+    vm.on('deviceError', ({ device, error: { code, message } }) => {
+      report.deviceErrors.push({ device, code, message });
+    });
+    if (join) {
+      const [left, right] = join.map((index) => vm.net(index));
+      left.pipe(right).pipe(left);
+    }
     if (consoleSize) await vm.resizeConsole(consoleSize);
     await vm.start();
     report.exit = await vm.exited;
@@ -85,4 +99,13 @@ async function echo(stream, length) {
     if (received >= length) break;
   }
   return received;
+}
+
+/** Processes that this one started, from whichever thread. */
+async function childrenNamed(name) {
+  const threads = await readdir('/proc/self/task');
+  const lists = await Promise.all(threads.map((id) => readFile(`/proc/self/task/${id}/children`, 'utf8')));
+  const pids = lists.flatMap((list) => list.split(' ').filter(Boolean).map(Number));
+  const names = await Promise.all(pids.map((pid) => readFile(`/proc/${pid}/comm`, 'utf8')));
+  return pids.filter((_pid, index) => names[index].startsWith(name));
 }

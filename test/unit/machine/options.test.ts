@@ -80,6 +80,38 @@ describe('options', () => {
     },
   );
 
+  it('give network cards and drives their limits', () => {
+    const rateLimit = { bytesPerSecond: 1e6, burstOps: undefined };
+    const { config } = parseOptions({
+      kernel: 'k',
+      drives: [{ path: '/disk', rateLimit }],
+      net: [{ type: 'port', mtu: 9000, rateLimit }, { type: 'tap', fd: 7 }, { type: 'user' }],
+    });
+    expect(config.drives).toStrictEqual([{ path: '/disk', readOnly: false, rateLimit: { bytesPerSecond: 1e6 } }]);
+    expect(config.net).toStrictEqual([
+      { type: 'port', mtu: 9000, rateLimit: { bytesPerSecond: 1e6 } },
+      { type: 'tap', fd: 7 },
+      { type: 'user', forwards: [] },
+    ]);
+  });
+
+  it.each([
+    { net: [{ type: 'tap' }] },
+    { net: [{ type: 'tap', name: 'tap0', fd: 7 }] },
+    { net: [{ type: 'tap', fd: -1 }] },
+    { net: [{ type: 'port', mtu: 67 }] },
+    { net: [{ type: 'user', mtu: 1279 }] },
+    { net: [{ type: 'port', rateLimit: { opsPerSecond: 0 } }] },
+    { drives: [{ path: 'd', rateLimit: { bytesPerSecond: Infinity } }] },
+    { drives: [{ path: 'd', rateLimit: { perSecond: 1 } }] },
+    { consolePorts: [''] },
+    { consolePorts: ['a/b'] },
+    { consolePorts: ['twice', 'twice'] },
+    { consolePorts: Array.from({ length: 31 }, (_, index) => `port${index}`) },
+  ])('refuse %j', (options) => {
+    expect(failure({ kernel: 'k', ...options })).toMatchObject({ code: 'INVALID_ARGUMENT' });
+  });
+
   it.each([0, -1, 256, NaN, '2'])('refuse %j as a number of CPUs', (cpus) => {
     expect(failure({ kernel: 'k', cpus })).toMatchObject({ code: 'INVALID_ARGUMENT' });
   });
