@@ -59,17 +59,12 @@ export class VirtioDevices {
   static async open(config: MachineConfig, links: DeviceLinks): Promise<VirtioDevices> {
     const devices = new VirtioDevices(links);
     try {
-      devices.#addConsole(config.console === 'virtio', links);
-      for (const drive of config.drives) await devices.#addDrive(drive, config.cpus);
-      for (const net of config.net) await devices.#addNet(net);
-      for (const share of config.shares) await devices.#addShare(share);
-      if (config.rng) devices.list.push(new VirtioRng());
-      if (config.vsock) await devices.#addVsock(config.vsock, links.vsock);
       devices.#addConsole(config.console === 'virtio');
       for (const [index, drive] of config.drives.entries()) await devices.#addDrive(index, drive, config.cpus);
       for (const [index, net] of config.net.entries()) await devices.#addNet(index, net);
       for (const [index, share] of config.shares.entries()) await devices.#addShare(index, share);
       if (config.rng) devices.#add('rng', new VirtioRng());
+      if (config.vsock) await devices.#addVsock(config.vsock, links.vsock);
       return devices;
     } catch (error) {
       await devices.close();
