@@ -1,5 +1,6 @@
 #include "bindings/addon.h"
 
+#include <unistd.h>
 #include <uv.h>
 
 #include "bindings/arguments.h"
@@ -25,6 +26,9 @@ AddonData::AddonData(Napi::Env env)
 
 void AddonData::Shutdown() {
   if (watch_) Kicker::Get().Remove(*watch_);
+  // No call is under way on them: Node.js waits for its thread pool first.
+  for (int fd : inodes) close(fd);
+  inodes.clear();
 }
 
 Watch& AddonData::watch() {

@@ -4,6 +4,7 @@
 #include <napi.h>
 
 #include <memory>
+#include <set>
 
 #include "threads/kicker.h"
 #include "threads/uv_loop.h"
@@ -22,6 +23,9 @@ class AddonData {
   Watch& watch();
   // False once the environment is being torn down (worker.terminate(), process.exit()).
   bool CanRunJavaScript();
+
+  // Descriptors of openAt that JavaScript has not closed.
+  std::set<int> inodes;
 
   Napi::FunctionReference vm_constructor;
   Napi::FunctionReference vcpu_constructor;

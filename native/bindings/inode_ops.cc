@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/addon.h"
 #include "bindings/arguments.h"
 #include "bindings/file_call.h"
 #include "kvm/unique_fd.h"
@@ -76,6 +77,7 @@ napi_value ToValue(napi_env env, Opened& opened) {
       napi_set_element(env, pair, 1, stat) != napi_ok) {
     return nullptr;
   }
+  AddonData::Of(env).inodes.insert(opened.fd.get());
   opened.fd.Release();
   return pair;
 }
@@ -112,7 +114,10 @@ Napi::Value OpenAt(const Napi::CallbackInfo& info) {
 
 Napi::Value CloseInode(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&] {
-    return OnThreadPool(info, [fd = FdArgument(info, 0)] {
+    int fd = FdArgument(info, 0);
+    if (AddonData::Of(info.Env()).inodes.erase(fd) == 0)
+      throw ArgumentError("argument 1 must be a descriptor of openAt");
+    return OnThreadPool(info, [fd] {
       // The descriptor is gone whatever close says.
       close(fd);
       return Done{};

@@ -12,7 +12,7 @@ namespace vmexit {
 // openat(dirFd, name, flags, mode) -> [fd, struct statx]. O_NOFOLLOW and O_CLOEXEC are added. An empty name opens what
 // dirFd itself holds anew.
 Napi::Value OpenAt(const Napi::CallbackInfo& info);
-// closeInode(fd): close(2), for descriptors of openAt: those are none of Node.js's, which keeps account of its own.
+// closeInode(fd): close(2), for descriptors of openAt and no others. Those left open end with the environment.
 Napi::Value CloseInode(const Napi::CallbackInfo& info);
 // statInode(fd) -> struct statx
 Napi::Value StatInode(const Napi::CallbackInfo& info);

@@ -29,7 +29,7 @@ export interface Addon {
    * and its `struct statx`.
    */
   openAt(dirFd: number, name: Uint8Array, flags: number, mode: number): Promise<[number, Buffer]>;
-  /** close(2), for fds of {@link openAt}: Node.js keeps account of those that it opened itself. */
+  /** close(2), for fds of {@link openAt} and no others. Those left open are closed when this thread ends. */
   closeInode(fd: number): Promise<void>;
   /** statx(2): the struct. */
   statInode(fd: number): Promise<Buffer>;

@@ -67,6 +67,11 @@ describeKvm('lifetimes', () => {
     },
   );
 
+  it('workers that end while the thread pool works on their files leave nothing behind', async () => {
+    const { result } = await run<Comparison>('busy-workers', 30);
+    expectNothingLeft(result);
+  });
+
   it.each([
     ['worker-exit', [3]],
     ['worker-throws', ['deliberate']],
