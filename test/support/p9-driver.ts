@@ -4,7 +4,6 @@ import { DriverArena } from '../../src/virtio/driver.js';
 import { MmioDriver } from '../../src/virtio/transport/mmio-driver.js';
 import { VirtioMmio } from '../../src/virtio/transport/mmio.js';
 
-const SLOTS = 32;
 const SLOT_BYTES = 160 * 1024;
 /** For an indirect table of some pages each way. */
 const TABLE_BYTES = 4096;
@@ -17,10 +16,14 @@ export class P9Driver {
   readonly #free: { table: number; gpa: number }[] = [];
   readonly #waiting = new Map<number, (writtenBytes: number) => void>();
 
-  constructor(readonly device: Virtio9p) {
+  /** @param slots Requests that it can have under way. */
+  constructor(
+    readonly device: Virtio9p,
+    slots = 20,
+  ) {
     const irq = { set: (level: boolean) => void (level && setImmediate(() => this.#collect())) };
     this.driver = new MmioDriver(new VirtioMmio({ device, memory: this.memory, irq }), this.arena);
-    for (let i = 0; i < SLOTS; i++) {
+    for (let i = 0; i < slots; i++) {
       this.#free.push({ table: this.arena.place(TABLE_BYTES), gpa: this.arena.place(2 * SLOT_BYTES, 4096) });
     }
     this.driver.start();
@@ -29,7 +32,7 @@ export class P9Driver {
   /** A {@link P9Transport}. */
   readonly send = async (request: Buffer, room: number): Promise<Buffer> => {
     const slot = this.#free.pop();
-    if (!slot) throw new Error(`more than ${SLOTS} requests at once`);
+    if (!slot) throw new Error(`too many requests at once`);
     const { table, gpa } = slot;
     const reply = gpa + SLOT_BYTES;
     this.memory.write(gpa, request);

@@ -70,6 +70,21 @@ describe('a 9P device', () => {
     expect(order).toEqual([' third', ' first', ' second']);
   });
 
+  it('hands the server 32 requests at a time, and the others when those end', async () => {
+    const server = new HeldServer();
+    const guest = new P9Driver(new Virtio9p({ server, tag: 't' }), 40);
+    const all = Array.from({ length: 40 }, (_, i) => guest.send(Buffer.from(`request ${i}`), 100));
+    await sleep(5);
+    expect(server.held).toHaveLength(32);
+    server.held[7].finish();
+    await expect.poll(() => server.held.length).toBe(33);
+    for (let i = 0; i < 40; i++) {
+      await expect.poll(() => server.held.length).toBeGreaterThan(i);
+      if (i !== 7) server.held[i].finish();
+    }
+    expect(new Set((await Promise.all(all)).map(String)).size).toBe(40);
+  });
+
   it('gives the server the guest’s own buffers', async () => {
     const server = new HeldServer();
     const guest = new P9Driver(new Virtio9p({ server, tag: 't' }));

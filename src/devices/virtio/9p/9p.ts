@@ -15,6 +15,8 @@ import type { FileServer } from './backend.js';
 export const VIRTIO_9P_MOUNT_TAG = 1n << 0n;
 /** What Linux's driver counts on: 128 descriptors carry 500 KiB, a page each. */
 const QUEUE_SIZE = 128;
+/** Requests under way; others wait where they are. The threads that serve them serve the whole process. */
+const MAX_IN_FLIGHT = 32;
 const HEADER_BYTES = 7; // size[4] type[1] tag[2]
 const MIN_REPLY_BYTES = 11; // Rlerror
 
@@ -98,11 +100,17 @@ export class Virtio9p implements VirtioDevice {
     return new Promise((resolve) => this.#onIdle.push(resolve));
   }
 
+  get #isFull(): boolean {
+    return this.#quiesced || this.#inFlight >= MAX_IN_FLIGHT;
+  }
+
   #drain(): boolean {
     const queue = this.#context?.queues[0];
-    // The queue bounds what is under way: there are as many chains as descriptors, at most.
-    if (!queue || this.#quiesced) return false;
-    return queue.drain((chain) => void this.#serve(queue, chain));
+    if (!queue || this.#isFull) return false;
+    return queue.drain((chain) => {
+      void this.#serve(queue, chain);
+      return !this.#isFull;
+    });
   }
 
   async #serve(queue: VirtQueue, chain: DescriptorChain): Promise<void> {
@@ -113,11 +121,14 @@ export class Virtio9p implements VirtioDevice {
     this.requests++;
     this.#inFlight++;
     const { head, dataBytes } = await this.#server.serve(chain.readable, chain.writable);
+    const wasFull = this.#isFull;
     this.#inFlight--;
     chain.write(0, head);
     queue.push(chain, head.length + dataBytes);
     queue.signal();
-    if (this.#inFlight > 0) return;
-    for (const resolve of this.#onIdle.splice(0)) resolve();
+    if (this.#inFlight === 0) {
+      for (const resolve of this.#onIdle.splice(0)) resolve();
+    }
+    if (wasFull) this.#turns.take();
   }
 }
