@@ -43,6 +43,11 @@ export function makeProgram(exit: (status: number) => void): Command {
     .option('--initrd <file>', 'initial RAM disk to boot with')
     .option('--cmdline <string>', 'kernel parameters (default: quiet); boot messages then go to standard error')
     .option('--cpus <n>', 'virtual CPUs', parsePositiveInteger, 1)
+    .addOption(
+      new Option('--cpu <template>', 'what the CPUs can do: all that KVM supports here, or what every recent host has')
+        .choices(['host', 'baseline'])
+        .default('host'),
+    )
     .option('--memory <size>', 'guest RAM, such as 256M or 2G', '256M')
     .addOption(
       new Option('--accel <accel>', 'what runs the guest; auto: KVM where it is sound, else TCG')

@@ -1,6 +1,7 @@
 import { VmmError } from '../errors.js';
 import { chooseAccelerator } from '../machine/accelerator.js';
 import { deviceConfig, guestDevices, type DeviceOptions } from './device-options.js';
+import type { CpuTemplate } from '../machine/cpuid-policy.js';
 import { isForeignKernel } from '../machine/foreign.js';
 import { statusAsInQemu } from './exit-status.js';
 import { prepareImages } from './images.js';
@@ -13,6 +14,7 @@ export interface RunOptions extends DeviceOptions {
   initrd?: string;
   cmdline?: string;
   cpus: number;
+  cpu: CpuTemplate;
   memory: string;
   accel: 'auto' | 'kvm' | 'tcg';
   testdev?: boolean;
@@ -30,7 +32,7 @@ export async function run(command: readonly string[], options: RunOptions): Prom
     throw new VmmError('INVALID_ARGUMENT', 'a COMMAND is run by the initramfs of vmexit: leave --initrd out, or it');
   }
   if (options.json && !options.stats) throw new VmmError('INVALID_ARGUMENT', '--json is about --stats: give both');
-  const { cpus, memory, accel, timeout, testdev } = options;
+  const { cpus, cpu: cpuTemplate, memory, accel, timeout, testdev } = options;
   const devices = deviceConfig(options);
   const timeoutMs = timeout === undefined ? undefined : timeout * 1000;
   const { accel: chosen, reason } = chooseAccelerator(accel);
@@ -55,6 +57,7 @@ export async function run(command: readonly string[], options: RunOptions): Prom
         initrd: options.initrd,
         cmdline: options.cmdline,
         cpus,
+        cpuTemplate,
         memory,
         accel,
         testdev,
@@ -78,6 +81,7 @@ export async function run(command: readonly string[], options: RunOptions): Prom
         initrd: images.initrdPath,
         cmdline: options.cmdline ?? 'quiet',
         cpus,
+        cpuTemplate,
         memory,
         accel,
         testdev,

@@ -26,7 +26,8 @@ import { InlineRunLoop } from '../loop/inline-run-loop.js';
 import type { RunLoop } from '../loop/run-loop.js';
 import { ThreadedRunLoop } from '../loop/threaded-run-loop.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
-import { guestCpuid } from './cpuid-policy.js';
+import { cpuHost } from './cpu-host.js';
+import { guestCpuid, guestMsrs } from './cpuid-policy.js';
 import { VirtioDevices } from './devices.js';
 import { IRQS, KVM_IDENTITY_MAP_GPA, KVM_TSS_GPA, MAX_VCPUS, MEMORY_LAYOUT, PORTS, TEST_MEMORY_GPA } from './layout.js';
 import { foreignCmdline } from './foreign.js';
@@ -106,7 +107,7 @@ export class Board {
       await board.#addVirtio(config, events);
       const cmdline = bootProtocol(kernel) === 'multiboot' ? foreignCmdline(config) : config.cmdline;
       const entry = await board.#load({ kernel, cmdline, ...(initrd && { initrd }) }, config.cpus);
-      board.#addVcpus(kvm, entry, config.cpus, events.onTurn);
+      board.#addVcpus(kvm, entry, config, events.onTurn);
       return board;
     } catch (error) {
       await board.close();
@@ -277,12 +278,18 @@ export class Board {
     return (await loadKernel(memory, MEMORY_LAYOUT, boot, { rsdpGpa, reserved })).entry;
   }
 
-  #addVcpus(kvm: Kvm, entry: EntryState, cpus: number, onTurn: () => void): void {
+  #addVcpus(
+    kvm: Kvm,
+    entry: EntryState,
+    { cpus, threadsPerCore, cpuTemplate }: MachineConfig,
+    onTurn: () => void,
+  ): void {
     const vm = this.#vm;
-    const tscDeadlineTimer = kvm.checkExtension('TSC_DEADLINE_TIMER') > 0;
-    const supported = kvm.supportedCpuid();
-    for (let id = 0; id < cpus; id++) {
-      vm.createVcpu(id).setCpuid(guestCpuid(supported, { apicId: id, cpus, tscDeadlineTimer }));
+    const host = cpuHost(kvm);
+    for (let apicId = 0; apicId < cpus; apicId++) {
+      const vcpu = vm.createVcpu(apicId);
+      vcpu.setCpuid(guestCpuid(host, { apicId, cpus, threadsPerCore }, cpuTemplate));
+      vcpu.setMsrs(guestMsrs(host));
     }
     // The others wait for INIT and SIPI, as on a PC.
     setUpBootVcpu(vm.vcpus[0], vm.memory, entry);

@@ -51,6 +51,7 @@ const CR0_PE = 1n;
 const CR0_ET = 1n << 4n;
 const CR0_PG = 1n << 31n;
 const CR4_PAE = 1n << 5n;
+const CR4_OSXSAVE = 1n << 18n;
 const EFER_SCE = 1n;
 const EFER_LME = 1n << 8n;
 const EFER_LMA = 1n << 10n;
@@ -117,6 +118,38 @@ export function kvmProblems(probe: KvmProbe): string[] {
   }
   if (!probe.syscall.ok) problems.push(`syscall is broken (${probe.syscall.problem})`);
   return problems;
+}
+
+/**
+ * Whether a guest's XCR0 outlives an exit. QEMU's TCG does not intercept XSETBV, so that a KVM nested in it never hears of
+ * what its guest wrote and puts back the value at reset: XSAVE would leave out registers that the guest's kernel counts on.
+ */
+export function keepsXcr0(kvm: Kvm): boolean {
+  const X87_AND_SSE = 3n;
+  const result = attempt(() =>
+    guest(kvm, (vcpu, memory) => {
+      vcpu.setCpuid(kvm.supportedCpuid());
+      writePageTables(memory);
+      memory.set(
+        [
+          [0x0f, 0x01, 0xd1], //  xsetbv
+          [0xe6, PORT], //        out  PORT, al
+          [0x0f, 0x01, 0xd0], //  xgetbv
+          [0xe6, PORT], //        out  PORT, al
+        ].flat(),
+        CODE_GPA,
+      );
+      enterLongMode(vcpu, 0);
+      vcpu.setSregs({ ...vcpu.getSregs(), cr4: CR4_PAE | CR4_OSXSAVE });
+      start(vcpu, RFLAGS_FIXED);
+      vcpu.setRegs({ ...vcpu.getRegs(), rax: X87_AND_SSE, rdx: 0n });
+      let exit = next(vcpu);
+      if (!isOut(exit, Number(X87_AND_SSE))) return unexpected(exit, 'OUT');
+      exit = next(vcpu);
+      return isOut(exit, Number(X87_AND_SSE)) ? { ok: true } : unexpected(exit, 'OUT of XCR0');
+    }),
+  );
+  return result.ok;
 }
 
 function attempt(probe: () => ProbeResult): ProbeResult {

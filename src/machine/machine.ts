@@ -3,6 +3,7 @@ import type { Duplex } from 'node:stream';
 import type { IdMapping } from '../backends/local/share/tree.js';
 import type { PortForward } from '../backends/net/port-forward.js';
 import type { RateLimit } from '../devices/rate-limiter.js';
+import type { CpuTemplate } from './cpuid-policy.js';
 import type { ConsoleSize } from '../devices/virtio/console/console.js';
 import type { Vsock } from './vsock.js';
 import type { VmmError } from '../errors.js';
@@ -117,6 +118,10 @@ export interface MachineConfig {
   /** What the user gave of it. Another kernel gets its name and this. */
   kernelArguments: string;
   cpus: number;
+  /** A divisor of `cpus`. */
+  threadsPerCore: 1 | 2;
+  /** What the guest's processors are: see cpuid-policy.ts. */
+  cpuTemplate: CpuTemplate;
   memoryBytes: number;
   /** Where the guest's console is. */
   console: 'serial' | 'virtio';

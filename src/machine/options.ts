@@ -5,6 +5,7 @@ import { MAX_GUEST_CID, MIN_GUEST_CID } from '../devices/virtio/vsock/defs.js';
 import { parsePortForward } from '../backends/net/port-forward.js';
 import { MAX_VCPUS } from './layout.js';
 import type { DriveConfig, MachineConfig, NetConfig } from './machine.js';
+import type { CpuTemplate } from './cpuid-policy.js';
 
 /** More than any host has; a limit that keeps all address arithmetic exact. */
 const MAX_MEMORY_BYTES = 2 ** 40;
@@ -97,6 +98,8 @@ const schema = z.strictObject({
   initrd: path.optional(),
   cmdline: z.string().refine(noNul, 'a command line holds no NUL').default(''),
   cpus: z.number().int().min(1).max(MAX_VCPUS.tcg, TOO_MANY_CPUS).default(1),
+  threadsPerCore: z.union([z.literal(1), z.literal(2)]).default(1),
+  cpuTemplate: z.enum(['host', 'baseline']).default('host'),
   memory: memorySize.default(256 * 2 ** 20),
   accel: z.enum(['auto', 'kvm', 'tcg']).default('auto'),
   console: z.enum(['serial', 'virtio']).default('serial'),
@@ -132,6 +135,13 @@ export interface MicroVMOptions {
   cmdline?: string | undefined;
   /** Virtual CPUs, 1 to 32 under KVM, to 255 under TCG. Default 1. */
   cpus?: number | undefined;
+  /** 2: two vCPUs are threads of one core. `cpus` must be even then. Default 1. */
+  threadsPerCore?: 1 | 2 | undefined;
+  /**
+   * What the guest's processors can do: `host`, the default: all that this host's KVM supports. `baseline`: what every
+   * host of the same vendor since about 2017 has, for guests that move. Under KVM.
+   */
+  cpuTemplate?: CpuTemplate | undefined;
   /** Guest RAM: a string with K, M or G (powers of 1,024), or a number of bytes. Default `256M`. */
   memory?: string | number | undefined;
   /** `kvm`, `tcg` (QEMU's emulator), or `auto`, the default: KVM where it can run an unmodified kernel at speed. */
@@ -235,6 +245,9 @@ export type NetOptions = {
 export function parseOptions(options: MicroVMOptions): { config: MachineConfig; accel: 'auto' | 'kvm' | 'tcg' } {
   const result = schema.safeParse(options);
   if (!result.success) throw new VmmError('INVALID_ARGUMENT', result.error.issues.map(describe).join('; '));
+  if (result.data.cpus % result.data.threadsPerCore !== 0) {
+    throw new VmmError('INVALID_ARGUMENT', 'threadsPerCore: 2 needs an even number of cpus');
+  }
   const { kernel, initrd, cmdline, cpus, memory, accel, drives, net, shares, vsock, ...rest } = result.data;
   const base = CMDLINE[rest.console];
   return {

@@ -198,7 +198,7 @@ const closed = (operation: string) =>
   new VmmError('CLOSED', `${operation}() on a machine that was closed: create another`, { operation });
 
 /** What is not there yet is refused, not ignored. */
-function refuseDevices({ drives, net, shares, rng, vsock, console, consolePorts }: MachineConfig): void {
+function refuseDevices({ drives, net, shares, rng, vsock, console, consolePorts, cpuTemplate }: MachineConfig): void {
   const asked = [
     drives.length > 0 && 'drives',
     net.length > 0 && 'net',
@@ -207,6 +207,7 @@ function refuseDevices({ drives, net, shares, rng, vsock, console, consolePorts 
     vsock && 'vsock',
     console === 'virtio' && 'console: "virtio"',
     consolePorts.length > 0 && 'consolePorts',
+    cpuTemplate !== 'host' && `cpuTemplate: "${cpuTemplate}"`,
   ].filter(Boolean);
   if (asked.length === 0) return;
   throw new VmmError(

@@ -9,17 +9,12 @@ const APIC_LVT_LINT1 = 0x360;
 const APIC_MODE_EXTINT = 0x700;
 const APIC_MODE_NMI = 0x400;
 
-/** Page 11.11.2.1: MTRRs on, everything write-back: what firmware leaves behind on a machine with RAM only. */
-const MSR_MTRR_DEF_TYPE = 0x2ff;
-const MTRR_ENABLED_WRITE_BACK = (1n << 11n) | 6n;
-
 /** RFLAGS with interrupts off: bit 1 is always set. */
 const RFLAGS_RESET = 2n;
 
-/** Puts the boot vCPU at the kernel's first instruction, wired as firmware leaves a PC. CPUID is set already. */
+/** Puts the boot vCPU at the kernel's first instruction, wired as firmware leaves a PC. CPUID and MSRs are set already. */
 export function setUpBootVcpu(vcpu: Vcpu, memory: GuestMemory, entry: EntryState): void {
   wireLapic(vcpu);
-  vcpu.setMsrs([{ index: MSR_MTRR_DEF_TYPE, data: MTRR_ENABLED_WRITE_BACK }]);
 
   const sregs = vcpu.getSregs();
   const segment = (selector: number): Segment => ({ ...readSegment(memory, entry.gdtGpa, selector), unusable: 0 });

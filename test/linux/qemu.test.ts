@@ -34,6 +34,8 @@ beforeAll(async () => {
     kernelArguments: 'quiet',
     cmdline: 'console=ttyS0 panic=-1 quiet',
     cpus: 1,
+    threadsPerCore: 1,
+    cpuTemplate: 'host',
     memoryBytes: 256 * 2 ** 20,
     console: 'serial',
     drives: [],

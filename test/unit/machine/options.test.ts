@@ -21,6 +21,8 @@ describe('options', () => {
         cmdline: 'console=ttyS0 panic=-1',
         kernelArguments: '',
         cpus: 1,
+        threadsPerCore: 1,
+        cpuTemplate: 'host',
         memoryBytes: 256 << 20,
         console: 'serial',
         consolePorts: [],
