@@ -5,6 +5,8 @@ import { Worker } from 'node:worker_threads';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { MemoryBackend } from '../../src/backends/local/memory.js';
 import { PortNetwork } from '../../src/backends/net/port.js';
+import { Virtio9p } from '../../src/devices/virtio/9p/9p.js';
+import { VirtioBalloon } from '../../src/devices/virtio/balloon/balloon.js';
 import { VirtioBlk } from '../../src/devices/virtio/blk/blk.js';
 import { VirtioConsole } from '../../src/devices/virtio/console/console.js';
 import * as control from '../../src/devices/virtio/console/control.js';
@@ -80,6 +82,24 @@ const SUBJECTS: Record<string, { queues: number; make: () => Subject }> = {
     },
   },
   rng: { queues: 1, make: () => ({ device: new VirtioRng(), stir: () => {} }) },
+  balloon: {
+    queues: 4,
+    make: () => ({ device: new VirtioBalloon({ discard: () => true }), stir: () => {} }),
+  },
+  '9p': {
+    queues: 1,
+    make() {
+      const refusal = { head: new Uint8Array(11), dataBytes: 0 };
+      const server = {
+        serve: () => Promise.resolve(refusal),
+        reset: () => {},
+        save: () => undefined,
+        restore: () => {},
+        close: () => Promise.resolve(),
+      };
+      return { device: new Virtio9p({ server, tag: 'share' }), stir: () => {} };
+    },
+  },
   vsock: {
     queues: 3,
     make() {

@@ -146,7 +146,7 @@ describe.skipIf(!existsSync('/dev/kvm'))('a machine under KVM (skipped where the
     expect(await Promise.all(consoles)).toEqual(['0', '1', '2', '3', '4', '5', '6', '7']);
   });
 
-  it('runs four vCPUs that all hammer a port, and lets none starve', async () => {
+  it('serves four vCPUs that all hammer a device in fair shares, and leaves the main thread its turns', async () => {
     // The boot vCPU sends INIT and SIPI to all others (Intel SDM 3A, 10.4.4.1), which start at 0x8000 in real mode; each
     // then writes a port of its own. The trampoline is `mov dx, 0x80; out dx, al; jmp` in 16-bit code.
     const vm = await machine(
@@ -163,17 +163,39 @@ describe.skipIf(!existsSync('/dev/kvm'))('a machine under KVM (skipped where the
       for (const byte of chunk) counts[byte - 0x30]++;
     });
     await vm.start();
-    let beats = 0;
-    const timer = setInterval(() => beats++, 20);
-    await expect.poll(() => Math.min(...counts), { timeout: 20_000 }).toBeGreaterThan(5000);
-    await sleep(500);
+    await expect.poll(() => Math.min(...counts), { timeout: 20_000 }).toBeGreaterThan(1000);
+
+    const [PERIOD_MS, WINDOW_MS] = [5, 1000];
+    const latenesses: number[] = [];
+    let due = performance.now() + PERIOD_MS;
+    const timer = setInterval(() => {
+      latenesses.push(performance.now() - due);
+      due = performance.now() + PERIOD_MS;
+    }, PERIOD_MS);
+    const started = counts.slice();
+    const startedMs = performance.now();
+    await sleep(WINDOW_MS);
     clearInterval(timer);
-    expect(beats).toBeGreaterThan(15);
+    const elapsedMs = performance.now() - startedMs;
+    const served = counts.map((count, i) => count - started[i]);
+    const total = served.reduce((sum, count) => sum + count, 0);
+    const shares = served.map((count) => count / total);
+    latenesses.sort((a, b) => a - b);
+    const late = (part: number) => latenesses[Math.floor(part * (latenesses.length - 1))];
+    console.log(
+      `four vCPUs on one device: ${Math.round(total / (elapsedMs / 1000))} exits/s, shares ` +
+        `${shares.map((share) => `${(100 * share).toFixed(1)}%`).join(' ')}; a timer of the main thread was late by ` +
+        `${late(0.5).toFixed(1)} ms (median), ${late(0.99).toFixed(1)} ms (99%), ${late(1).toFixed(1)} ms at most`,
+    );
+    // A quarter each would be perfect; the host's scheduler has a say, too.
+    expect(Math.min(...shares)).toBeGreaterThan(0.125);
+    expect(Math.max(...shares)).toBeLessThan(0.5);
+    expect(late(0.5)).toBeLessThan(PERIOD_MS * 4);
+
     await vm.pause();
     const before = (await vm.stats()).accesses['debug-console'];
     await sleep(50);
     expect((await vm.stats()).accesses['debug-console']).toBe(before);
-    expect(Math.max(...counts)).toBeLessThan(3 * Math.min(...counts));
   });
 
   it('gives everything back on close, from any state', async () => {
