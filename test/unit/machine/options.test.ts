@@ -114,6 +114,18 @@ describe('options', () => {
     expect(failure({ kernel: 'k', ...options })).toMatchObject({ code: 'INVALID_ARGUMENT' });
   });
 
+  it('take two threads a core for an even number of CPUs only', () => {
+    expect(parseOptions({ kernel: 'k', cpus: 4, threadsPerCore: 2 }).config).toMatchObject({
+      cpus: 4,
+      threadsPerCore: 2,
+    });
+    expect(failure({ kernel: 'k', cpus: 3, threadsPerCore: 2 })).toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: 'threadsPerCore: 2 needs an even number of cpus',
+    });
+    expect(failure({ kernel: 'k', cpuTemplate: 'T2' })).toMatchObject({ code: 'INVALID_ARGUMENT' });
+  });
+
   it.each([0, -1, 256, NaN, '2'])('refuse %j as a number of CPUs', (cpus) => {
     expect(failure({ kernel: 'k', cpus })).toMatchObject({ code: 'INVALID_ARGUMENT' });
   });
