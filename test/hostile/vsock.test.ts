@@ -95,6 +95,16 @@ describe('a packet', () => {
     expect([faults(), accepted[0].destroyed]).toEqual([{ 'unexpected packet': 1 }, true]);
   });
 
+  it('that takes its acceptance back before the host could look ends nothing but the connection', async () => {
+    const connecting = guest.device.connect(99);
+    const [{ srcPort: dstPort }] = guest.packets();
+    guest.send({ op: OP.RESPONSE, srcPort: 99, dstPort });
+    guest.send({ op: OP.RST, srcPort: 99, dstPort });
+    const { stream } = await connecting;
+    await setImmediate();
+    expect([stream.destroyed, stream.errored]).toMatchObject([true, { errno: 'ECONNRESET' }]);
+  });
+
   it('of a forged CID leaves the connection of the same ports alone', () => {
     guest.send({ op: OP.REQUEST });
     guest.packets();

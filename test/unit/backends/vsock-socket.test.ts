@@ -144,6 +144,17 @@ describe('a connection of the guest', () => {
     expect(String(packets[0].payload)).toBe('echo');
   });
 
+  it('that is given up before the host has answered takes the socket along', async () => {
+    const closed = new Promise((resolve) => {
+      server = createServer((peer) => peer.resume().once('close', resolve)).listen(`${path}_50`);
+    });
+    await once(server!, 'listening');
+    guest.send({ op: OP.REQUEST });
+    guest.send({ op: OP.RST });
+    await closed;
+    expect(guest.device.counters.connections).toBe(0);
+  });
+
   it('is refused where nobody listens', async () => {
     guest.send({ op: OP.REQUEST });
     expect(await next()).toMatchObject([{ op: OP.RST, dstPort: 1000 }]);

@@ -123,6 +123,8 @@ export class Connection {
         done(error);
       },
     });
+    // The guest may reset it before, or while, nobody listens: that must not end the program.
+    this.stream.on('error', () => {});
   }
 
   get state(): State {
