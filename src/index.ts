@@ -1,4 +1,5 @@
 /** vmexit: a virtual machine monitor to import. The machinery one level down is `vmexit/kvm`. */
+export type { Balloon, BalloonStats } from './machine/balloon.js';
 export { VmmError, type VmmErrorCode, type VmmErrorDetails } from './errors.js';
 export type { BlkCounters } from './devices/virtio/blk/counters.js';
 export type { NetCounters } from './devices/virtio/net/counters.js';

@@ -13,12 +13,15 @@ export interface DeviceOptions {
   console: 'serial' | 'virtio';
   rng?: boolean;
   vsock?: VsockOptions;
+  balloon?: boolean;
   virtio: 'pci' | 'mmio';
 }
 
 type NetArgument = { type: 'user' } | { type: 'tap'; name: string };
 type DeviceConfig = {
-  [K in 'console' | 'drives' | 'net' | 'shares' | 'rng' | 'virtioTransport']: NonNullable<MicroVMOptions[K]>;
+  [K in 'balloon' | 'console' | 'drives' | 'net' | 'shares' | 'rng' | 'virtioTransport']: NonNullable<
+    MicroVMOptions[K]
+  >;
 } & Pick<MicroVMOptions, 'vsock'>;
 
 /** Takes one more `--drive`: `PATH[,ro][,serial=S]`. A path may hold commas, as long as its end does not look like an option. */
@@ -88,6 +91,7 @@ export function deviceConfig({
   share,
   console,
   rng,
+  balloon,
   vsock,
   virtio,
 }: DeviceOptions): DeviceConfig {
@@ -106,6 +110,7 @@ export function deviceConfig({
     shares: share ?? [],
     rng: rng ?? false,
     ...(vsock && { vsock }),
+    balloon: balloon ?? false,
     virtioTransport: virtio,
   };
 }
@@ -117,6 +122,7 @@ export function guestDevices({
   net,
   shares,
   rng,
+  balloon,
   vsock,
   virtioTransport,
 }: DeviceConfig): GuestDevices {
@@ -126,6 +132,7 @@ export function guestDevices({
     nets: net.length,
     shares: shares.map(({ tag }) => tag),
     rng,
+    balloon,
     vsock: vsock !== undefined,
     transport: virtioTransport,
   };

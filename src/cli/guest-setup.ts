@@ -9,6 +9,7 @@ export interface GuestDevices {
   shares?: readonly string[];
   rng: boolean;
   vsock?: boolean;
+  balloon?: boolean;
   transport: 'pci' | 'mmio';
 }
 
@@ -46,10 +47,19 @@ esac
 const MSIZE = 512_000;
 
 /** Modules of Debian's kernels for these devices, DHCP on every network card, every share mounted at /mnt/TAG. */
-export function guestSetup({ console, drives, nets, shares = [], rng, vsock, transport }: GuestDevices): GuestSetup {
+export function guestSetup({
+  console,
+  drives,
+  nets,
+  shares = [],
+  rng,
+  balloon,
+  vsock,
+  transport,
+}: GuestDevices): GuestSetup {
   const modules: string[] = [];
   const setup: string[] = [];
-  const any = console === 'virtio' || drives > 0 || nets > 0 || shares.length > 0 || rng || vsock;
+  const any = console === 'virtio' || drives > 0 || nets > 0 || shares.length > 0 || rng || balloon || vsock;
   if (any) modules.push(`virtio_${transport}`);
   if (console === 'virtio') modules.push('virtio_console');
   // ext4 asks the kernel's crypto API for crc32c, by name: no dependency says so.
@@ -57,6 +67,7 @@ export function guestSetup({ console, drives, nets, shares = [], rng, vsock, tra
   if (shares.length > 0) modules.push('9pnet_virtio', '9p');
   if (rng) modules.push('virtio_rng');
   if (vsock) modules.push('vmw_vsock_virtio_transport');
+  if (balloon) modules.push('virtio_balloon');
   // udhcpc speaks before there is an address: through a packet socket.
   if (nets > 0) modules.push('virtio_net', 'af_packet');
 

@@ -7,7 +7,7 @@ import { EXIT_STATUS_HELP } from './exit-status.js';
 import { run, type RunOptions } from './run.js';
 
 const DEVICES_HELP = `
-Devices (--drive, --net, --share, --rng, --vsock, --console virtio) need KVM. The initramfs that vmexit makes loads
+Devices (--drive, --net, --share, --rng, --balloon, --vsock, --console virtio) need KVM. The initramfs that vmexit makes loads
 their drivers and gets every network card its address by DHCP; a kernel given by --kernel must have the drivers built in.
 The first disk is /dev/vda in the guest, to be mounted by COMMAND:
   vmexit run --drive disk.img -- sh -c 'mount /dev/vda /mnt && ls /mnt'
@@ -59,6 +59,7 @@ export function makeProgram(exit: (status: number) => void): Command {
     .option('-p, --publish <port>', 'forward [ADDRESS:]HOST:GUEST[/udp] into the guest; implies --net user', addPort)
     .option('--share <share>', 'share a directory, mounted at /mnt/TAG: DIR:TAG[:ro][,ids=passthrough]', addShare)
     .addOption(new Option('--console <device>', "the guest's console").choices(['serial', 'virtio']).default('serial'))
+    .option('--balloon', 'add a memory balloon: memory that the guest does not use goes back to the host')
     .option('--testdev', "add QEMU's test device, for kernels that test a hypervisor")
     .option('--rng', 'add an entropy device')
     .option(

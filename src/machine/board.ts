@@ -16,6 +16,7 @@ import { Pvpanic } from '../devices/legacy/pvpanic.js';
 import { TEST_MEMORY_BYTES, TEST_PORTS, TestIrqs, TestMemory, TestPorts } from '../devices/legacy/test-device.js';
 import { Uart16550, type UartOutput } from '../devices/legacy/uart16550.js';
 import type { ConsoleSize } from '../devices/virtio/console/console.js';
+import type { VirtioBalloon } from '../devices/virtio/balloon/balloon.js';
 import type { PortOutput } from '../devices/virtio/console/port.js';
 import { VmmError } from '../errors.js';
 import type { IrqLine } from '../irq/irq-line.js';
@@ -26,13 +27,14 @@ import { InlineRunLoop } from '../loop/inline-run-loop.js';
 import type { RunLoop } from '../loop/run-loop.js';
 import { ThreadedRunLoop } from '../loop/threaded-run-loop.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
+import { noBalloon } from './balloon.js';
 import { cpuHost } from './cpu-host.js';
 import { guestCpuid, guestMsrs } from './cpuid-policy.js';
 import { VirtioDevices } from './devices.js';
 import { IRQS, KVM_IDENTITY_MAP_GPA, KVM_TSS_GPA, MAX_VCPUS, MEMORY_LAYOUT, PORTS, TEST_MEMORY_GPA } from './layout.js';
 import { foreignCmdline } from './foreign.js';
 import type { DeviceStats, MachineConfig, MachineExit, MachineStats } from './machine.js';
-import { memoryControl } from './memory-control.js';
+import { memoryControl, type MemoryControl } from './memory-control.js';
 import { ramRegions } from './memory-map.js';
 import type { NamedPort } from './named-port.js';
 import type { NetPort } from './net-port.js';
@@ -175,6 +177,16 @@ export class Board {
     return this.#vm.memory;
   }
 
+  get memoryControl(): MemoryControl {
+    return memoryControl(this.#vm.memory);
+  }
+
+  /** @throws VmmError code "INVALID_STATE" where there is none. */
+  get balloon(): VirtioBalloon {
+    if (!this.#virtio?.balloon) throw noBalloon();
+    return this.#virtio.balloon;
+  }
+
   /** Presses the power button: an edge on its interrupt line. */
   pressPowerButton(): void {
     this.#powerButton.set(true);
@@ -242,8 +254,11 @@ export class Board {
   #addTestDevice({ memoryBytes, cpus }: MachineConfig, events: BoardEvents): void {
     const { ports } = this;
     const vm = this.#vm;
-    const control = memoryControl(vm.memory);
-    ports.register(new TestPorts({ onDropPage: (gpa) => control.dropPage(gpa) }), PORTS.TEST_DATA, TEST_PORTS);
+    ports.register(
+      new TestPorts({ onDropPage: (gpa) => this.memoryControl.dropPage(gpa) }),
+      PORTS.TEST_DATA,
+      TEST_PORTS,
+    );
     ports.register(new DebugConsole({ output: events.console }), PORTS.TEST_OUTPUT, 1);
     const lines = Array.from({ length: IRQS.COUNT }, (_, gsi) => vm.irqLine(gsi));
     ports.register(new TestIrqs(lines), PORTS.TEST_IRQS, lines.length);
@@ -254,6 +269,7 @@ export class Board {
   async #addVirtio(config: MachineConfig, events: BoardEvents): Promise<void> {
     this.#virtio = await VirtioDevices.open(config, {
       ...events,
+      discard: (gpa, length) => this.memoryControl.discard(gpa, length),
       console: { output: events.console.output, onInputRoom: events.onInputRoom },
     });
     const devices = this.#virtio.list.map(({ device }) => device);

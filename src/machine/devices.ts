@@ -5,6 +5,7 @@ import { PortNetwork } from '../backends/net/port.js';
 import { TapNetwork } from '../backends/net/tap.js';
 import { UserNetwork } from '../backends/net/user.js';
 import { Virtio9p } from '../devices/virtio/9p/9p.js';
+import { VirtioBalloon, type VirtioBalloonConfig } from '../devices/virtio/balloon/balloon.js';
 import { VirtioBlk } from '../devices/virtio/blk/blk.js';
 import { VirtioConsole, type ConsoleSize } from '../devices/virtio/console/console.js';
 import type { PortOutput } from '../devices/virtio/console/port.js';
@@ -30,6 +31,8 @@ export interface DeviceLinks {
   console: VirtioConsoleEvents;
   /** Of the terminal behind the console, where one is known. */
   consoleSize: ConsoleSize | undefined;
+  /** Gives guest memory back to the host. */
+  discard: VirtioBalloonConfig['discard'];
   /** In the order of `consolePorts`. */
   ports: readonly NamedPort[];
   vsock: VsockPorts;
@@ -52,6 +55,7 @@ export class VirtioDevices {
   readonly errors = new Map<string, VmmError>();
   /** The device of the guest's console, where that is a virtio one. */
   console: VirtioConsole | undefined;
+  balloon: VirtioBalloon | undefined;
   readonly #links: DeviceLinks;
   readonly #backends: { close(): Promise<void> }[] = [];
 
@@ -65,6 +69,7 @@ export class VirtioDevices {
       for (const [index, share] of config.shares.entries()) await devices.#addShare(index, share);
       if (config.rng) devices.#add('rng', new VirtioRng());
       if (config.vsock) await devices.#addVsock(config.vsock, links.vsock);
+      if (config.balloon) devices.#add('balloon', (devices.balloon = new VirtioBalloon(links)));
       return devices;
     } catch (error) {
       await devices.close();

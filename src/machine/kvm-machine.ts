@@ -2,8 +2,10 @@ import { EventEmitter } from 'node:events';
 import { Worker } from 'node:worker_threads';
 import { VmmError } from '../errors.js';
 import type { ConsoleSize } from '../devices/virtio/console/console.js';
+import type { Balloon, BalloonStats } from './balloon.js';
 import { ConsoleStream } from './console-stream.js';
 import type { Machine, MachineConfig, MachineEvents, MachineExit, MachineState, MachineStats } from './machine.js';
+import { parseSize } from './options.js';
 import { fromPlainError } from './plain-error.js';
 import type { RemoteStream } from './remote-stream.js';
 import { StreamHub } from './stream-hub.js';
@@ -162,6 +164,20 @@ export class KvmMachine implements Machine {
     this.#require('created', 'running', 'paused');
     await this.#call('resizeConsole', size);
   }
+
+  readonly balloon: Balloon = {
+    setTarget: async (size) => {
+      this.#require('created', 'running', 'paused');
+      const bytes = typeof size === 'string' ? parseSize(size) : size;
+      if (typeof bytes !== 'number')
+        throw new VmmError('INVALID_ARGUMENT', `${JSON.stringify(size)} is no size: try "64M"`);
+      await this.#call('setBalloonTarget', bytes);
+    },
+    stats: async () => {
+      this.#require('created', 'running', 'paused');
+      return (await this.#call('balloonStats')) as BalloonStats;
+    },
+  };
 
   async stats(): Promise<MachineStats> {
     this.#require('created', 'running', 'paused', 'exited');

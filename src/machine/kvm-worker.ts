@@ -1,10 +1,12 @@
 /** The worker thread of one machine under KVM: its run loop, its devices, and their answers to the main thread. */
 import { parentPort, workerData } from 'node:worker_threads';
+import { VmmError } from '../errors.js';
 import { KVM_MP_STATE } from '../kvm/abi.js';
 import type { ConsoleSize } from '../devices/virtio/console/console.js';
 import { Kvm } from '../kvm/kvm.js';
 import type { Vcpu } from '../kvm/vcpu.js';
 import type { FatalExit } from '../loop/run-loop.js';
+import { balloonStats, type BalloonStats } from './balloon.js';
 import { Board } from './board.js';
 import { describeExit, reportCrash } from './crash.js';
 import type { MachineExit, MachineStats } from './machine.js';
@@ -183,6 +185,18 @@ class WorkerMachine implements WorkerMethods {
 
   unlistenVsock(port: number): void {
     this.#vsock.unlisten(port);
+  }
+
+  setBalloonTarget(bytes: number): void {
+    const { balloon } = this.#board;
+    if (!(bytes <= config.memoryBytes)) {
+      throw new VmmError('INVALID_ARGUMENT', `the guest has ${config.memoryBytes} bytes, it cannot give up ${bytes}`);
+    }
+    balloon.setTarget(bytes);
+  }
+
+  balloonStats(): Promise<BalloonStats> {
+    return balloonStats(this.#board.balloon, this.#board.memoryControl);
   }
 
   async close(): Promise<void> {

@@ -1,6 +1,7 @@
 import type { EventEmitter } from 'node:events';
 import type { Duplex } from 'node:stream';
 import type { IdMapping } from '../backends/local/share/tree.js';
+import type { Balloon } from './balloon.js';
 import type { PortForward } from '../backends/net/port-forward.js';
 import type { RateLimit } from '../devices/rate-limiter.js';
 import type { CpuTemplate } from './cpuid-policy.js';
@@ -132,6 +133,8 @@ export interface MachineConfig {
   shares: ShareConfig[];
   /** A virtio entropy device. */
   rng: boolean;
+  /** A memory balloon. */
+  balloon: boolean;
   /** The test device of QEMU's, for programs that test a hypervisor. */
   testdev: boolean;
   vsock?: VsockConfig;
@@ -176,6 +179,8 @@ export interface Machine extends AsyncDisposable {
   /** Ends the guest at once; `exited` resolves with 'stopped' unless it had ended. Idempotent. */
   stop(): Promise<void>;
   stats(): Promise<MachineStats>;
+  /** The memory balloon. */
+  readonly balloon: Balloon;
   /** Stops the guest and gives everything back. Idempotent; every other call afterwards throws code "CLOSED". */
   close(): Promise<void>;
 }

@@ -1,5 +1,9 @@
+import { fstatSync } from 'node:fs';
 import { GuestRam, PAGE_SIZE } from '../kvm/ram.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
+
+/** Of st_blocks: stat(2). */
+const STAT_BLOCK_BYTES = 512;
 
 /** What a device may ask of the host's side of guest memory. */
 export interface MemoryControl {
@@ -7,6 +11,8 @@ export interface MemoryControl {
   discard(gpa: number, length: number): boolean;
   /** Has the page that starts at `gpa`, if it is one of RAM, mapped anew at its next access. */
   dropPage(gpa: number): void;
+  /** Host memory behind guest memory now. */
+  residentBytes(): number;
 }
 
 export function memoryControl(memory: GuestMemory): MemoryControl {
@@ -25,6 +31,10 @@ export function memoryControl(memory: GuestMemory): MemoryControl {
     dropPage: (gpa) => {
       const ram = find(gpa, PAGE_SIZE);
       ram?.unmap(gpa - ram.gpa, PAGE_SIZE);
+    },
+    residentBytes: () => {
+      const blocks = memory.regions.map((region) => (region instanceof GuestRam ? fstatSync(region.fd).blocks : 0));
+      return blocks.reduce((sum, count) => sum + count, 0) * STAT_BLOCK_BYTES;
     },
   };
 }

@@ -2,6 +2,7 @@ import { EventEmitter } from 'node:events';
 import type { Duplex } from 'node:stream';
 import { VmmError } from '../errors.js';
 import { chooseAccelerator } from './accelerator.js';
+import type { Balloon } from './balloon.js';
 import { KvmMachine } from './kvm-machine.js';
 import type { Machine, MachineEvents, MachineExit, MachineState, MachineStats } from './machine.js';
 import { parseOptions, type MicroVMOptions } from './options.js';
@@ -141,6 +142,11 @@ export class MicroVM extends EventEmitter<MachineEvents> implements Omit<Machine
   /** Ends the guest at once; `exited` resolves with 'stopped' unless it had ended. Idempotent. */
   stop(): Promise<void> {
     return this.#machine.stop();
+  }
+
+  /** The memory balloon, of a machine made with `balloon: true`: its target, and how the guest's memory is used. */
+  get balloon(): Balloon {
+    return this.#machine.balloon;
   }
 
   stats(): Promise<MachineStats> {

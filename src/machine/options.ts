@@ -117,6 +117,7 @@ const schema = z.strictObject({
     .refine((shares) => new Set(shares.map(({ tag }) => tag)).size === shares.length, 'every tag may be there once')
     .default([]),
   rng: z.boolean().default(false),
+  balloon: z.boolean().default(false),
   testdev: z.boolean().default(false),
   vsock: vsock.optional(),
   virtioTransport: z.enum(['pci', 'mmio']).default('pci'),
@@ -158,6 +159,8 @@ export interface MicroVMOptions {
   shares?: readonly ShareOptions[] | undefined;
   /** A virtio entropy device. Default false. Under KVM. */
   rng?: boolean | undefined;
+  /** A memory balloon, which gives memory that the guest does not use back to the host. Default false. Under KVM. */
+  balloon?: boolean | undefined;
   /**
    * The test device that programs like kvm-unit-tests expect of QEMU (`pc-testdev`): ports 0xe0 to 0xe7, output at 0xf1,
    * interrupt lines from 0x2000, memory at 0xff000000; and the number of CPUs in fw_cfg. Default false.

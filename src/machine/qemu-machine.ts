@@ -1,6 +1,7 @@
 import { EventEmitter } from 'node:events';
 import { VmmError } from '../errors.js';
 import { Batches } from '../backends/qemu/batches.js';
+import { noBalloon, type Balloon } from './balloon.js';
 import { ConsoleStream } from './console-stream.js';
 import type { Machine, MachineConfig, MachineEvents, MachineExit, MachineState, MachineStats } from './machine.js';
 import { QemuGuest } from './qemu-guest.js';
@@ -124,6 +125,11 @@ export class QemuMachine implements Machine {
     return Promise.reject(new VmmError('ACCEL_UNAVAILABLE', 'a console with a size is a virtio one, which needs KVM'));
   }
 
+  readonly balloon: Balloon = {
+    setTarget: () => Promise.reject(this.#state === 'closed' ? closed('balloon.setTarget') : noBalloon()),
+    stats: () => Promise.reject(this.#state === 'closed' ? closed('balloon.stats') : noBalloon()),
+  };
+
   stats(): Promise<MachineStats> {
     if (this.#state === 'closed') return Promise.reject(closed('stats'));
     return Promise.resolve({
@@ -198,7 +204,17 @@ const closed = (operation: string) =>
   new VmmError('CLOSED', `${operation}() on a machine that was closed: create another`, { operation });
 
 /** What is not there yet is refused, not ignored. */
-function refuseDevices({ drives, net, shares, rng, vsock, console, consolePorts, cpuTemplate }: MachineConfig): void {
+function refuseDevices({
+  drives,
+  net,
+  shares,
+  rng,
+  balloon,
+  vsock,
+  console,
+  consolePorts,
+  cpuTemplate,
+}: MachineConfig): void {
   const asked = [
     drives.length > 0 && 'drives',
     net.length > 0 && 'net',
@@ -208,6 +224,7 @@ function refuseDevices({ drives, net, shares, rng, vsock, console, consolePorts,
     console === 'virtio' && 'console: "virtio"',
     consolePorts.length > 0 && 'consolePorts',
     cpuTemplate !== 'host' && `cpuTemplate: "${cpuTemplate}"`,
+    balloon && 'balloon',
   ].filter(Boolean);
   if (asked.length === 0) return;
   throw new VmmError(

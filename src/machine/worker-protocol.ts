@@ -1,4 +1,5 @@
 import type { ConsoleSize } from '../devices/virtio/console/console.js';
+import type { BalloonStats } from './balloon.js';
 import type { MachineConfig, MachineExit, MachineStats } from './machine.js';
 import type { PlainError } from './plain-error.js';
 import type { StreamMessage } from './stream-hub.js';
@@ -14,6 +15,8 @@ export interface WorkerMethods extends VsockMethods {
   powerButton(): void;
   resizeConsole(size: ConsoleSize): void;
   stats(): MachineStats;
+  setBalloonTarget(bytes: number): void;
+  balloonStats(): Promise<BalloonStats>;
   /** Gives everything back; the worker ends. */
   close(): Promise<void>;
 }

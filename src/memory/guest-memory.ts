@@ -91,9 +91,12 @@ export class GuestMemory {
   /** Where bytes that {@link tryView} gave out are; undefined for others. */
   gpaOf(view: Uint8Array): number | undefined {
     for (const region of this.#regions) {
-      const index = region.windows.findIndex(({ buffer }) => buffer === view.buffer);
-      if (index < 0) continue;
-      return region.gpa + index * region.windowStride + view.byteOffset - region.windows[index].byteOffset;
+      // Two windows, or two regions, may be parts of one buffer.
+      for (const [index, window] of region.windows.entries()) {
+        const offset = view.byteOffset - window.byteOffset;
+        if (view.buffer !== window.buffer || offset < 0 || offset + view.length > window.length) continue;
+        return region.gpa + index * region.windowStride + offset;
+      }
     }
     return undefined;
   }

@@ -43,6 +43,7 @@ beforeAll(async () => {
     shares: [],
     rng: false,
     consolePorts: [],
+    balloon: false,
     testdev: false,
     virtioTransport: 'pci',
   };

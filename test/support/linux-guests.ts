@@ -1,7 +1,7 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { MachineExit, MachineStats, MicroVMOptions } from '../../src/index.js';
+import type { BalloonStats, MachineExit, MachineStats, MicroVMOptions } from '../../src/index.js';
 import { findBusybox } from '../../src/guest/busybox.js';
 import { buildInitramfs, type InitramfsOptions } from '../../src/guest/initramfs.js';
 import { findKernel, type KernelFlavour } from '../../src/guest/kernel.js';
@@ -19,6 +19,9 @@ export type GuestStep = { when: string } & (
   | { act: 'killPasst' }
   | { act: 'powerButton' }
   | { act: 'stop' }
+  | { act: 'balloon'; target: string }
+  /** Waits, a minute at most, until no more than so many bytes of RAM are resident and the balloon has just so many. */
+  | { act: 'balloonStats'; as: string; atMost?: number; actual?: number }
 );
 
 /** One guest for programs/boot.mjs. */
@@ -47,6 +50,7 @@ export interface GuestReport {
   /** By the steps' names, and `end`. */
   stats: Record<string, MachineStats>;
   fetched: Record<string, string>;
+  balloon: Record<string, BalloonStats>;
   /** How many bytes came back, by the port's name. */
   echoed: Record<string, number>;
   deviceErrors: { device: string; code: string; message: string }[];

@@ -30,11 +30,25 @@ async function run({ name, options, consoleSize, join, steps = [], serve, timeou
   let vm;
   try {
     vm = await MicroVM.create({ accel: 'kvm', ...options });
-    const report = { name, output: '', stats: {}, fetched: {}, echoed: {}, deviceErrors: [] };
+    const report = { name, output: '', stats: {}, fetched: {}, echoed: {}, deviceErrors: [], balloon: {} };
     const acts = {
       stats: async (step) => (report.stats[step.as] = await vm.stats()),
       powerButton: () => vm.powerButton(),
       stop: () => vm.stop(),
+      balloon: (step) => vm.balloon.setTarget(step.target),
+      // When the balloon's numbers are as they should be, or after a minute whatever they are.
+      balloonStats: async (step) => {
+        for (let i = 0; i < 120; i++) {
+          const stats = await vm.balloon.stats();
+          report.balloon[step.as] = stats;
+          if (
+            stats.residentBytes <= (step.atMost ?? Infinity) &&
+            stats.actualBytes === (step.actual ?? stats.actualBytes)
+          )
+            break;
+          await new Promise((resolve) => setTimeout(resolve, 500));
+        }
+      },
       fetch: async (step) => (report.fetched[step.as] = await (await globalThis.fetch(step.url)).text()),
       type: (step) => vm.console.write(step.text),
       resizeConsole: ({ columns, rows }) => vm.resizeConsole({ columns, rows }),

@@ -113,6 +113,7 @@ describe('the devices of the command line', () => {
       virtio: 'mmio',
       rng: true,
       vsock: parseVsock('3,uds=/v.sock'),
+      balloon: true,
       drive: addDrive('/disk.img,ro,serial=S'),
       net: addNet('user'),
       publish: ['8080:80'],
@@ -122,6 +123,7 @@ describe('the devices of the command line', () => {
       virtioTransport: 'mmio',
       rng: true,
       vsock: { cid: 3, udsPath: '/v.sock' },
+      balloon: true,
       drives: [{ path: '/disk.img', readOnly: true, serial: 'S' }],
       net: [{ type: 'user', forwards: [{ hostPort: 8080, guestPort: 80, protocol: 'tcp' }] }],
     });
@@ -133,10 +135,17 @@ describe('the devices of the command line', () => {
   });
 
   it('have their drivers loaded, the transport first', () => {
-    const { modules } = guestSetup({ console: 'virtio', drives: 2, nets: 1, rng: true, transport: 'mmio' });
+    const { modules } = guestSetup({
+      console: 'virtio',
+      drives: 2,
+      nets: 1,
+      rng: true,
+      balloon: true,
+      transport: 'mmio',
+    });
     expect(modules[0]).toBe('virtio_mmio');
     expect(modules).toEqual(
-      expect.arrayContaining(['virtio_console', 'virtio_blk', 'ext4', 'virtio_net', 'virtio_rng']),
+      expect.arrayContaining(['virtio_console', 'virtio_blk', 'ext4', 'virtio_net', 'virtio_rng', 'virtio_balloon']),
     );
   });
 

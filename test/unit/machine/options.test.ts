@@ -30,6 +30,7 @@ describe('options', () => {
         net: [],
         shares: [],
         rng: false,
+        balloon: false,
         testdev: false,
         virtioTransport: 'pci',
       },

@@ -26,6 +26,23 @@ describe('GuestMemory', () => {
     expect(memory.tryView(10, 6)).toHaveLength(6);
   });
 
+  it('knows where its bytes are, in regions that share a buffer, too', () => {
+    const backing = new Uint8Array(64);
+    const memory = new GuestMemory();
+    const region = (gpa: number, start: number) => ({
+      gpa,
+      sizeBytes: 16,
+      windows: [backing.subarray(start, start + 16)],
+      windowStride: 16,
+    });
+    memory.addRegion(region(0, 32));
+    memory.addRegion(region(0x100, 8));
+    expect(memory.gpaOf(memory.view(3, 5))).toBe(3);
+    expect(memory.gpaOf(memory.view(0x10f, 1))).toBe(0x10f);
+    expect(memory.gpaOf(backing.subarray(28, 36))).toBeUndefined();
+    expect(memory.gpaOf(new Uint8Array(4))).toBeUndefined();
+  });
+
   it('gives back what was written, as a copy', () => {
     const memory = heapGuestMemory({ gpa: 0x100, sizeBytes: 16 });
     memory.write(0x104, Uint8Array.of(1, 2, 3));
@@ -45,6 +62,7 @@ describe('GuestMemory', () => {
       fc.property(fc.integer({ min: 90, max: 170 }), fc.nat(stride), (gpa, length) => {
         const view = memory.tryView(gpa, length);
         const inside = gpa >= 100 && gpa + length <= 156;
+        if (view) expect(memory.gpaOf(view)).toBe(gpa);
         expect(view !== undefined).toBe(inside);
         if (view) expect([...view]).toEqual(Array.from({ length }, (_, i) => gpa - 100 + i));
       }),
