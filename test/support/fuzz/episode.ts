@@ -1,0 +1,32 @@
+/** What an episode is: a device as new, and so many cases against it, all drawn from one seed. */
+export const CASES_PER_EPISODE = 50;
+/** One synchronous step of a device that takes longer holds up its thread; the host may be busy. */
+const MAX_STEP_MS = 2000;
+
+/** The last things that were done, for whoever has to find out why it failed. */
+export class Log {
+  static readonly #KEPT = 30;
+  readonly #lines: string[] = [];
+
+  /** Does a step, under its name. @throws when the step does, or takes too long. */
+  step<T>(name: string, body: () => T): T {
+    this.#lines.push(name);
+    if (this.#lines.length > Log.#KEPT) this.#lines.shift();
+    const before = performance.now();
+    const result = body();
+    const ms = performance.now() - before;
+    if (ms > MAX_STEP_MS) throw new Error(`${name} took ${Math.round(ms)} ms`);
+    return result;
+  }
+
+  toString(): string {
+    return this.#lines.join('\n');
+  }
+}
+
+export const hex = (value: number | bigint) => `0x${value.toString(16)}`;
+
+export function checkRead(value: number, size: number, where: string): void {
+  if (Number.isInteger(value) && value >= 0 && value < 2 ** (8 * size)) return;
+  throw new Error(`${where} of ${size} bytes is ${value}`);
+}
