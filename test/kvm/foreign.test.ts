@@ -17,8 +17,13 @@ async function run(options: MicroVMOptions) {
   return { reason, debugExit, console: await console };
 }
 
-/** RAM of 16 MiB as the memory map tells of it: base, length, type. */
-const MEMORY_MAP = ['00000000 0009fc00 00000001 ', '0009fc00 00060400 00000002 ', '00100000 00f00000 00000001 '];
+/** RAM of 16 MiB, and PCI's ECAM, as the memory map tells of them: base, length, type. */
+const MEMORY_MAP = [
+  '00000000 0009fc00 00000001 ',
+  '0009fc00 00060400 00000002 ',
+  '00100000 00f00000 00000001 ',
+  'e0000000 00100000 00000002 ',
+];
 
 describe.skipIf(!existsSync('/dev/kvm'))('a Multiboot kernel (skipped where there is no /dev/kvm)', () => {
   it.each(MULTIBOOT_FORMATS)('of the format %s gets command line, module and memory map', async (format) => {
