@@ -14,6 +14,7 @@ export type {
   MachineStats,
 } from './machine/machine.js';
 export { MicroVM } from './machine/microvm.js';
+export type { Blockdev, ImageFormat, NbdExport, QemuDisk } from './backends/qemu/storage-daemon.js';
 export type {
   DriveOptions,
   MicroVMOptions,

@@ -24,21 +24,25 @@ type DeviceConfig = {
   >;
 } & Pick<MicroVMOptions, 'vsock'>;
 
-/** Takes one more `--drive`: `PATH[,ro][,serial=S]`. A path may hold commas, as long as its end does not look like an option. */
+/**
+ * Takes one more `--drive`: `PATH[,ro][,serial=S][,backend=local|qemu][,format=raw|qcow2]`. A path may hold commas, as long
+ * as its end does not look like an option.
+ */
 export function addDrive(text: string, drives: DriveOptions[] = []): DriveOptions[] {
   const parts = text.split(',');
-  let readOnly = false;
-  let serial: string | undefined;
+  const options: Record<string, string | boolean> = { readOnly: false };
   while (parts.length > 1) {
     const last = parts.at(-1)!;
-    if (last === 'ro') readOnly = true;
-    else if (last.startsWith('serial=')) serial = last.slice('serial='.length);
+    const [, name, value] = /^(serial|backend|format)=(.*)$/.exec(last) ?? [];
+    if (last === 'ro') options['readOnly'] = true;
+    else if (name !== undefined) options[name] = value;
     else break;
     parts.pop();
   }
   const path = parts.join(',');
   if (path === '') throw new InvalidArgumentError('Give the path of a disk image: disk.img or disk.img,ro,serial=S.');
-  return [...drives, { path, readOnly, ...(serial !== undefined && { serial }) }];
+  // What the options may be, alone and together, `MicroVM` checks.
+  return [...drives, { ...options, path }];
 }
 
 /** Takes one more `--net`: `user`, `tap=NAME` or `none`, which undoes those before it. */

@@ -54,7 +54,11 @@ export function makeProgram(exit: (status: number) => void): Command {
         .choices(['auto', 'kvm', 'tcg'])
         .default('auto'),
     )
-    .option('--drive <disk>', 'add a disk: PATH[,ro][,serial=S], a raw image or a block device; repeatable', addDrive)
+    .option(
+      '--drive <disk>',
+      'add a disk: PATH[,ro][,serial=S], a raw image or a block device, or PATH,backend=qemu[,format=raw|qcow2][,ro]; repeatable',
+      addDrive,
+    )
     .option('--net <network>', 'add a network card: user (passt, without privileges), tap=NAME, or none', addNet)
     .option('-p, --publish <port>', 'forward [ADDRESS:]HOST:GUEST[/udp] into the guest; implies --net user', addPort)
     .option('--share <share>', 'share a directory, mounted at /mnt/TAG: DIR:TAG[:ro][,ids=passthrough]', addShare)

@@ -4,9 +4,12 @@ import { VsockSocket } from '../backends/local/vsock-socket.js';
 import { PortNetwork } from '../backends/net/port.js';
 import { TapNetwork } from '../backends/net/tap.js';
 import { UserNetwork } from '../backends/net/user.js';
+import { VhostUserDevice } from '../backends/vhost-user/device.js';
 import { Virtio9p } from '../devices/virtio/9p/9p.js';
 import { VirtioBalloon, type VirtioBalloonConfig } from '../devices/virtio/balloon/balloon.js';
 import { VirtioBlk } from '../devices/virtio/blk/blk.js';
+import { QUEUE_SIZE } from '../devices/virtio/blk/config.js';
+import { CONFIG_BYTES, VIRTIO_BLK_F_CONFIG_WCE } from '../devices/virtio/blk/defs.js';
 import { VirtioConsole, type ConsoleSize } from '../devices/virtio/console/console.js';
 import type { PortOutput } from '../devices/virtio/console/port.js';
 import type { NetBackend } from '../devices/virtio/net/backend.js';
@@ -14,7 +17,8 @@ import { VirtioNet } from '../devices/virtio/net/net.js';
 import { VirtioRng } from '../devices/virtio/rng/rng.js';
 import type { VsockAcceptor } from '../devices/virtio/vsock/backend.js';
 import { VirtioVsock } from '../devices/virtio/vsock/vsock.js';
-import type { VmmError } from '../errors.js';
+import { VmmError } from '../errors.js';
+import { VIRTIO_ID_BLOCK } from '../virtio/defs.js';
 import type { VirtioDevice } from '../virtio/device.js';
 import type { DriveConfig, MachineConfig, NetConfig, ShareConfig, VsockConfig } from './machine.js';
 import type { NamedPort } from './named-port.js';
@@ -57,7 +61,7 @@ export class VirtioDevices {
   console: VirtioConsole | undefined;
   balloon: VirtioBalloon | undefined;
   readonly #links: DeviceLinks;
-  readonly #backends: { close(): Promise<void> }[] = [];
+  readonly #backends: { close(): void | Promise<void> }[] = [];
 
   /** @throws VmmError as the backends do; what was opened is closed again. */
   static async open(config: MachineConfig, links: DeviceLinks): Promise<VirtioDevices> {
@@ -84,11 +88,16 @@ export class VirtioDevices {
   /** Closes the backends. The devices must be reset, and their resets over. */
   async close(): Promise<void> {
     for (const port of this.#links.ports) port.attach(undefined);
-    await Promise.all(this.#backends.map((backend) => backend.close()));
+    await Promise.all(this.#backends.map(async (backend) => backend.close()));
   }
 
   #add(id: string, device: VirtioDevice): void {
     this.list.push({ id, device });
+  }
+
+  #fail(id: string, error: VmmError): void {
+    this.errors.set(id, error);
+    this.#links.onDeviceError(id, error);
   }
 
   #addConsole(isConsole: boolean): void {
@@ -103,10 +112,37 @@ export class VirtioDevices {
     this.#add('console', device);
   }
 
-  async #addDrive(index: number, { path, readOnly, ...options }: DriveConfig, cpus: number): Promise<void> {
-    const backend = await FileBackend.open({ path, readOnly });
-    this.#backends.push(backend);
-    this.#add(`drive${index}`, new VirtioBlk({ backend, readOnly, queues: cpus, ...options }));
+  async #addDrive(index: number, drive: DriveConfig, cpus: number): Promise<void> {
+    const id = `drive${index}`;
+    const { readOnly } = drive;
+    switch (drive.backend) {
+      case 'local': {
+        const { path, serial, rateLimit } = drive;
+        const backend = await FileBackend.open({ path, readOnly });
+        this.#backends.push(backend);
+        const options = { ...(serial !== undefined && { serial }), ...(rateLimit && { rateLimit }) };
+        this.#add(id, new VirtioBlk({ backend, readOnly, queues: cpus, ...options }));
+        return;
+      }
+      case 'vhost-user': {
+        const device = await VhostUserDevice.connect({
+          name: 'vhost-user-blk',
+          type: VIRTIO_ID_BLOCK,
+          path: drive.path,
+          queueSizes: Array<number>(cpus).fill(QUEUE_SIZE),
+          config: CONFIG_BYTES,
+          // QEMU says by it that a write is durable at once, while it keeps a write cache. Without it a driver flushes.
+          hiddenFeatures: VIRTIO_BLK_F_CONFIG_WCE,
+          onFailure: (error) => this.#fail(id, error),
+          onRecovery: () => this.errors.delete(id),
+        });
+        this.#backends.push(device);
+        this.#add(id, device);
+        return;
+      }
+      case 'qemu':
+        throw new VmmError('INVALID_STATE', "a disk of QEMU's has to be served by then");
+    }
   }
 
   async #addShare(index: number, { tag, ...options }: ShareConfig): Promise<void> {
@@ -125,10 +161,7 @@ export class VirtioDevices {
       ...(mac !== undefined && { mac }),
       ...(mtu !== undefined && { mtu }),
       ...(rateLimit && { transmitLimit: rateLimit, receiveLimit: rateLimit }),
-      onBackendFailure: (error) => {
-        this.errors.set(id, error);
-        this.#links.onDeviceError(id, error);
-      },
+      onBackendFailure: (error) => this.#fail(id, error),
     });
     this.#add(id, device);
   }

@@ -4,7 +4,16 @@ import { VmmError } from '../errors.js';
 import type { ConsoleSize } from '../devices/virtio/console/console.js';
 import type { Balloon, BalloonStats } from './balloon.js';
 import { ConsoleStream } from './console-stream.js';
-import type { Machine, MachineConfig, MachineEvents, MachineExit, MachineState, MachineStats } from './machine.js';
+import { StorageDaemon, type QemuDisk } from '../backends/qemu/storage-daemon.js';
+import type {
+  DriveConfig,
+  Machine,
+  MachineConfig,
+  MachineEvents,
+  MachineExit,
+  MachineState,
+  MachineStats,
+} from './machine.js';
 import { parseSize } from './options.js';
 import { fromPlainError } from './plain-error.js';
 import type { RemoteStream } from './remote-stream.js';
@@ -34,6 +43,7 @@ export class KvmMachine implements Machine {
   /** Streams to and from devices in the worker. */
   readonly streams: StreamHub;
   readonly events = new EventEmitter<MachineEvents>();
+  readonly #daemons: readonly (StorageDaemon | undefined)[];
   readonly #ports = new Map<string, RemoteStream>();
   readonly vsock: Vsock | undefined;
   readonly #nets = new Map<number, RemoteStream>();
@@ -54,7 +64,8 @@ export class KvmMachine implements Machine {
    * @throws VmmError code "KVM_UNAVAILABLE", or as the boot loaders do.
    */
   static async create(config: MachineConfig): Promise<KvmMachine> {
-    const machine = new KvmMachine(config);
+    const daemons = await startDaemons(config);
+    const machine = new KvmMachine(config, daemons);
     try {
       await machine.#ready;
     } catch (error) {
@@ -65,7 +76,9 @@ export class KvmMachine implements Machine {
     return machine;
   }
 
-  private constructor(config: MachineConfig) {
+  private constructor(given: MachineConfig, daemons: readonly (StorageDaemon | undefined)[]) {
+    this.#daemons = daemons;
+    const config = { ...given, drives: given.drives.map((drive, i) => servedBy(daemons[i], drive)) };
     const shared = new SharedArrayBuffer(OutputWindow.BYTES);
     const window = new OutputWindow(shared);
     const workerData: WorkerData = { config, window: shared };
@@ -104,6 +117,10 @@ export class KvmMachine implements Machine {
       this.#fail(new VmmError('MACHINE_FAILED', `the machine's thread died: ${cause.message}`, { cause }));
     });
     this.#worker.on('message', (message: FromWorker) => this.#receive(message));
+  }
+
+  get drives(): readonly (QemuDisk | undefined)[] {
+    return this.#daemons;
   }
 
   get state(): MachineState {
@@ -204,6 +221,7 @@ export class KvmMachine implements Machine {
     if (ready) await this.#call('close').catch(() => {});
     else await this.#worker.terminate();
     await this.#workerEnded;
+    await Promise.all(this.#daemons.map(async (daemon) => daemon?.close()));
     clearTimeout(terminate);
     this.#state = 'closed';
   }
@@ -295,3 +313,20 @@ export class KvmMachine implements Machine {
     else this.#worker.unref();
   }
 }
+
+/** Starts what serves the disks of QEMU's, by index of the drive. It belongs to this thread, and outlives a reset. */
+async function startDaemons({ drives, cpus }: MachineConfig): Promise<(StorageDaemon | undefined)[]> {
+  const starts = drives.map(async (drive) => {
+    if (drive.backend !== 'qemu') return undefined;
+    return StorageDaemon.start({ image: drive.image, readOnly: drive.readOnly, queues: cpus });
+  });
+  const results = await Promise.allSettled(starts);
+  const failed = results.find((result) => result.status === 'rejected');
+  const daemons = results.map((result) => (result.status === 'fulfilled' ? result.value : undefined));
+  if (!failed) return daemons;
+  await Promise.all(daemons.map(async (daemon) => daemon?.close()));
+  throw failed.reason;
+}
+
+const servedBy = (daemon: StorageDaemon | undefined, drive: DriveConfig): DriveConfig =>
+  daemon ? { backend: 'vhost-user', readOnly: drive.readOnly, path: daemon.socketPath } : drive;

@@ -1,6 +1,7 @@
 import type { EventEmitter } from 'node:events';
 import type { Duplex } from 'node:stream';
 import type { IdMapping } from '../backends/local/share/tree.js';
+import type { Blockdev, QemuDisk } from '../backends/qemu/storage-daemon.js';
 import type { Balloon } from './balloon.js';
 import type { PortForward } from '../backends/net/port-forward.js';
 import type { RateLimit } from '../devices/rate-limiter.js';
@@ -80,14 +81,18 @@ export interface MachineStats {
 
 export type MachineState = 'created' | 'running' | 'paused' | 'exited' | 'closed';
 
-/** One disk: a raw image or a block device. */
-export interface DriveConfig {
-  path: string;
-  readOnly: boolean;
-  /** Up to 20 printable ASCII characters. */
-  serial?: string;
-  rateLimit?: RateLimit;
-}
+/** One disk: a raw image or a block device, what QEMU can open, or a vhost-user backend that listens at a path. */
+export type DriveConfig = { readOnly: boolean } & (
+  | {
+      backend: 'local';
+      path: string;
+      /** Up to 20 printable ASCII characters. */
+      serial?: string;
+      rateLimit?: RateLimit;
+    }
+  | { backend: 'qemu'; image: Blockdev }
+  | { backend: 'vhost-user'; path: string }
+);
 
 /** One network card: behind passt (`user`), on a tap interface of the host, or on a stream of the program. */
 export type NetConfig = { mac?: string; mtu?: number; rateLimit?: RateLimit } & (
@@ -153,6 +158,8 @@ export interface Machine extends AsyncDisposable {
   readonly events: EventEmitter<MachineEvents>;
   /** The guest's console, a serial port or a virtio console: what is written goes in, what the guest prints comes out. Ends when the guest does. */
   readonly console: Duplex;
+  /** By index of the drive: what can be done with a disk of QEMU's while the guest uses it; undefined for other disks. */
+  readonly drives: readonly (QemuDisk | undefined)[];
   /** The program's end of a named console port. @throws VmmError code "INVALID_ARGUMENT" for a name that is none of `consolePorts`. */
   port(name: string): Duplex;
   /** Frames of a network card of type `port`. @throws VmmError code "INVALID_ARGUMENT" for the index of another, or of none. */

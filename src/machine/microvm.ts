@@ -1,5 +1,6 @@
 import { EventEmitter } from 'node:events';
 import type { Duplex } from 'node:stream';
+import type { QemuDisk } from '../backends/qemu/storage-daemon.js';
 import { VmmError } from '../errors.js';
 import { chooseAccelerator } from './accelerator.js';
 import type { Balloon } from './balloon.js';
@@ -65,6 +66,14 @@ export class MicroVM extends EventEmitter<MachineEvents> implements Omit<Machine
    */
   get console(): Duplex {
     return this.#machine.console;
+  }
+
+  /**
+   * By index of the option `drives`: what can be done with a disk of `backend: 'qemu'` while the guest uses it, such as a
+   * snapshot or another size. Undefined for other disks.
+   */
+  get drives(): readonly (QemuDisk | undefined)[] {
+    return this.#machine.drives;
   }
 
   /**

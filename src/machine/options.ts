@@ -3,6 +3,8 @@ import { z } from 'zod';
 import { VmmError } from '../errors.js';
 import { MAX_GUEST_CID, MIN_GUEST_CID } from '../devices/virtio/vsock/defs.js';
 import { parsePortForward } from '../backends/net/port-forward.js';
+import type { RateLimit } from '../devices/rate-limiter.js';
+import { imageFile, type Blockdev } from '../backends/qemu/storage-daemon.js';
 import { MAX_VCPUS } from './layout.js';
 import type { DriveConfig, MachineConfig, NetConfig } from './machine.js';
 import type { CpuTemplate } from './cpuid-policy.js';
@@ -49,15 +51,45 @@ const rateLimit = z
 const mtu = (least: number, most: number) => z.number().int().min(least).max(most).optional();
 const card = { mac: mac.optional(), mtu: mtu(68, 65535), rateLimit };
 
-const drive = z.strictObject({
-  path,
-  readOnly: z.boolean().default(false),
-  serial: z
-    .string()
-    .regex(/^[\x20-\x7e]{0,20}$/, 'a serial number has up to 20 printable ASCII characters')
-    .optional(),
-  rateLimit,
-});
+const blockdev = z.custom<Blockdev>(
+  (value) => typeof (value as Partial<Blockdev> | null)?.driver === 'string',
+  'a tree of block drivers has a "driver" at its top',
+);
+
+const drive = z
+  .strictObject({
+    path: path.optional(),
+    blockdev: blockdev.optional(),
+    format: z.enum(['raw', 'qcow2']).optional(),
+    backend: z.enum(['local', 'qemu']).default('local'),
+    readOnly: z.boolean().default(false),
+    serial: z
+      .string()
+      .regex(/^[\x20-\x7e]{0,20}$/, 'a serial number has up to 20 printable ASCII characters')
+      .optional(),
+    rateLimit,
+  })
+  .transform((drive, context): DriveConfig => {
+    const refuse = (message: string) => {
+      context.addIssue(message);
+      return z.NEVER;
+    };
+    const { path, blockdev, backend, readOnly, serial } = drive;
+    const limits = defined({ rateLimit: drive.rateLimit }) as { rateLimit?: RateLimit };
+    if ((path === undefined) === (blockdev === undefined)) return refuse('give a path, or a blockdev');
+    // By name and not by content: a guest could write another format's header to a raw disk.
+    const format = drive.format ?? (path?.endsWith('.qcow2') ? 'qcow2' : 'raw');
+    if (backend === 'qemu') {
+      if (serial !== undefined) return refuse("QEMU's storage daemon gives a disk no serial number");
+      if (drive.rateLimit)
+        return refuse("QEMU's storage daemon knows no rateLimit: give a blockdev with QEMU's throttle driver");
+      if (blockdev && drive.format) return refuse('a blockdev says its format itself');
+      return { backend, readOnly, image: blockdev ?? imageFile(resolve(path!), format) };
+    }
+    if (path === undefined || format !== 'raw')
+      return refuse("this needs backend: 'qemu'; alone, a disk is a raw image");
+    return { backend, readOnly, path: resolve(path), ...(serial !== undefined && { serial }), ...limits };
+  });
 
 const share = z.strictObject({
   dir: path,
@@ -151,7 +183,7 @@ export interface MicroVMOptions {
   console?: 'serial' | 'virtio' | undefined;
   /** Further ports of a virtio console, by name such as `org.example.agent`: see `MicroVM.port`. Under KVM. */
   consolePorts?: readonly string[] | undefined;
-  /** Disks, in order: raw images or block devices. Under KVM. */
+  /** Disks, in order. Under KVM. */
   drives?: readonly DriveOptions[] | undefined;
   /** Network cards, in order. Under KVM. */
   net?: readonly NetOptions[] | undefined;
@@ -172,14 +204,33 @@ export interface MicroVMOptions {
   virtioTransport?: 'pci' | 'mmio' | undefined;
 }
 
-export interface DriveOptions {
-  path: string;
+/** A disk: a file of this host that this process reads and writes (`local`), or whatever QEMU can open (`qemu`). */
+export type DriveOptions = {
   /** Default false: the guest may write, and nobody else may open the image meanwhile. */
   readOnly?: boolean | undefined;
-  /** What the guest reads as the disk's serial number, up to 20 characters. */
-  serial?: string | undefined;
-  rateLimit?: RateLimitOptions | undefined;
-}
+} & (
+  | {
+      /** A raw image or a block device. */
+      path: string;
+      backend?: 'local' | undefined;
+      format?: 'raw' | undefined;
+      /** What the guest reads as the disk's serial number, up to 20 characters. */
+      serial?: string | undefined;
+      rateLimit?: RateLimitOptions | undefined;
+    }
+  | {
+      /** Served by qemu-storage-daemon in a process of its own. See `MicroVM.drives`. */
+      backend: 'qemu';
+      path: string;
+      /** Default: `qcow2` for a path that ends in `.qcow2`, else `raw`. An image's backing files are opened with it. */
+      format?: 'raw' | 'qcow2' | undefined;
+    }
+  | {
+      backend: 'qemu';
+      /** A tree of QEMU's block drivers, as `--blockdev` takes it: other formats, LUKS, NBD and more. */
+      blockdev: Blockdev;
+    }
+);
 
 /** A directory of the host and all below it. In the guest: `mount -t 9p -o trans=virtio,version=9p2000.L TAG /mnt`. */
 export interface ShareOptions {
@@ -261,7 +312,7 @@ export function parseOptions(options: MicroVMOptions): { config: MachineConfig; 
       kernelArguments: cmdline.trim(),
       cpus,
       memoryBytes: memory,
-      drives: drives.map((drive) => ({ ...defined(drive), path: resolve(drive.path) }) as DriveConfig),
+      drives,
       net: net.map(defined) as NetConfig[],
       shares: shares.map((share) => ({ ...share, dir: resolve(share.dir) })),
       ...(vsock && {

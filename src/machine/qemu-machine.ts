@@ -13,6 +13,7 @@ const OUTPUT_WINDOW_BYTES = 2 ** 20;
 /** Emulates the machine in a QEMU process, by TCG. For hosts without a usable KVM. */
 export class QemuMachine implements Machine {
   readonly accel = 'tcg';
+  readonly drives = [];
   readonly console: ConsoleStream;
   readonly exited: Promise<MachineExit>;
   readonly events = new EventEmitter<MachineEvents>();

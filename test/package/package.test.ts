@@ -73,11 +73,12 @@ describe('the packed package', () => {
   it('gives its whole public API to import', async () => {
     writeFileSync(
       join(project, 'api.mjs'),
-      `import * as vmexit from 'vmexit'; import * as kvm from 'vmexit/kvm';
-       console.log(JSON.stringify([Object.keys(vmexit), Object.keys(kvm)]));`,
+      `import * as vmexit from 'vmexit'; import * as kvm from 'vmexit/kvm'; import * as qmp from 'vmexit/qmp';
+       console.log(JSON.stringify([Object.keys(vmexit), Object.keys(kvm), Object.keys(qmp)]));`,
     );
     const { stdout } = await inProject('node', ['api.mjs']);
-    const [main, kvm] = JSON.parse(String(stdout)) as [string[], string[]];
+    const [main, kvm, qmp] = JSON.parse(String(stdout)) as string[][];
+    expect(qmp.sort()).toEqual(['QemuProcess', 'QmpClient', 'VmmError']);
     expect(main).toEqual(expect.arrayContaining(['MicroVM', 'VmmError']));
     expect(kvm).toEqual(
       expect.arrayContaining(['Kvm', 'Vm', 'Vcpu', 'GuestRam', 'GuestMemory', 'EventFd', 'kickVcpu']),
@@ -91,6 +92,7 @@ describe('the packed package', () => {
         join(project, 'typed.ts'),
         `import { MicroVM, VmmError, type MicroVMOptions } from 'vmexit';
        import { Kvm, type VmExit } from 'vmexit/kvm';
+       import type { QmpClient } from 'vmexit/qmp';
        export function ports(exits: Iterable<VmExit>): number[] {
          const seen: number[] = [];
          for (const exit of exits) if (exit.reason === 'io') seen.push(exit.port); else if (exit.reason === 'mmio') seen.push(exit.gpa);
@@ -98,6 +100,7 @@ describe('the packed package', () => {
        }
        export const open = (): Kvm => Kvm.open();
        export const code = (error: VmmError): string => error.code;
+       export const running = async (qmp: QmpClient): Promise<boolean> => (await qmp.execute('query-status')).running;
        export const create = (options: MicroVMOptions): Promise<MicroVM> => MicroVM.create(options);
        // @ts-expect-error: a port is a number
        export const wrong = (exit: Extract<VmExit, { reason: 'io' }>): string => exit.port;`,

@@ -17,6 +17,10 @@ export type GuestStep = { when: string } & (
   | { act: 'echo'; port: string; bytes: number }
   /** Returns when the machine has reported it. */
   | { act: 'killPasst' }
+  /** Calls a method of `vm.drives[drive]`. */
+  | { act: 'drive'; drive: number; method: 'snapshot' | 'commit' | 'mirror' | 'resize' | 'restart'; args?: unknown[] }
+  /** Kills the process that serves a drive, waits until that is reported, and starts another. */
+  | { act: 'killDrive'; drive: number }
   | { act: 'powerButton' }
   | { act: 'stop' }
   | { act: 'balloon'; target: string }
@@ -54,6 +58,8 @@ export interface GuestReport {
   /** How many bytes came back, by the port's name. */
   echoed: Record<string, number>;
   deviceErrors: { device: string; code: string; message: string }[];
+  /** What was reported of a killed drive. */
+  died?: string;
   error?: string;
 }
 

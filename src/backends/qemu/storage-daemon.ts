@@ -399,6 +399,9 @@ export class StorageDaemon extends EventEmitter<StorageDaemonEvents> {
   }
 }
 
+/** A guest's disk in a qemu-storage-daemon, to whoever uses the guest: see {@link StorageDaemon}. */
+export type QemuDisk = Omit<StorageDaemon, 'close' | 'socketPath'>;
+
 interface BlockImage {
   filename: string;
   'virtual-size': number;

@@ -2,8 +2,8 @@ import { closeSync, writeSync } from 'node:fs';
 import { SavedState } from '../../bus/saved-state.js';
 import type { AccessSize } from '../../bus/device.js';
 import { VmmError } from '../../errors.js';
-import { VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1 } from '../../virtio/defs.js';
-import { readConfigBytes, type VirtioContext, type VirtioDevice } from '../../virtio/device.js';
+import { usedRingBytes, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1 } from '../../virtio/defs.js';
+import { readConfigBytes, type ExternalQueue, type VirtioContext, type VirtioDevice } from '../../virtio/device.js';
 import { usedIndex, VhostUserFrontend, type Inflight, type RunningQueue } from './frontend.js';
 
 const DEFAULT_TIMEOUT_MS = 5_000;
@@ -30,6 +30,8 @@ export interface VhostUserDeviceConfig {
   queueSizes: readonly number[];
   /** The configuration space, or how many bytes of it to fetch from the backend. */
   config: Uint8Array | number;
+  /** Features that the backend offers and the driver is not to see. */
+  hiddenFeatures?: bigint;
   /** How long the backend may take for an answer. Default: 5,000. */
   timeoutMs?: number;
   /** The backend is gone or unusable, and the device failed. */
@@ -71,6 +73,8 @@ export class VhostUserDevice implements VirtioDevice {
   #retry: NodeJS.Timeout | undefined;
   #retryMs = FIRST_RETRY_MS;
   #connectedAt = 0;
+  /** Notifications since the last question for the configuration space. */
+  #configChanges = 0;
   #closed = false;
 
   /** @throws VmmError code "BACKEND_FAILED" or "TIMEOUT": no backend that could serve this device is there. */
@@ -91,7 +95,8 @@ export class VhostUserDevice implements VirtioDevice {
     this.type = config.type;
     this.queueSizes = config.queueSizes;
     this.#config = config;
-    this.features = frontend.features & ~((GENERIC_FEATURES | LATER_GENERIC_FEATURES) & ~OUR_GENERIC_FEATURES);
+    const foreign = (GENERIC_FEATURES | LATER_GENERIC_FEATURES) & ~OUR_GENERIC_FEATURES;
+    this.features = frontend.features & ~foreign & ~(config.hiddenFeatures ?? 0n);
     if (!(this.features & VIRTIO_F_VERSION_1)) {
       throw new VmmError('BACKEND_FAILED', `the backend at ${config.path} knows only virtio before version 1`);
     }
@@ -186,9 +191,20 @@ export class VhostUserDevice implements VirtioDevice {
     const frontend = this.#frontend!;
     const queues = externalQueues.map((queue, index): RunningQueue | undefined => {
       if (!queue) return undefined;
-      // After a crash: what was answered is done. With an inflight area the backend finds out the rest by itself.
+      // What was answered is done. With an inflight area the backend finds out the rest by itself.
       return { queue, base: isRecovery ? usedIndex(memory, queue) : (this.#bases[index] ?? 0) };
     });
+    if (
+      isRecovery &&
+      !active.inflight &&
+      queues.some((running) => running && !isClear(active.context, running.queue))
+    ) {
+      // To do some of them again, or none, would be a guess; the driver's reset forgets them.
+      active.stopped = true;
+      const what = `${this.name}: its backend ended with requests unanswered, and keeps no record of them`;
+      this.#config.onFailure?.(new VmmError('BACKEND_FAILED', `${what}; the guest has to reset the device`));
+      return;
+    }
     const started = frontend.start(memory, features, queues, active.inflight).then(
       (inflight) => {
         active.inflight = inflight;
@@ -212,8 +228,13 @@ export class VhostUserDevice implements VirtioDevice {
   }
 
   async #updateConfig(frontend: VhostUserFrontend): Promise<void> {
-    if (typeof this.#config.config !== 'number') return;
-    await frontend.fetchConfig();
+    try {
+      await frontend.fetchConfig();
+    } finally {
+      const isStale = this.#configChanges > 1;
+      this.#configChanges = 0;
+      if (isStale) this.onConfigChange();
+    }
     if (Buffer.from(frontend.config).equals(this.#space)) return;
     this.#space = frontend.config;
     this.#active?.context.configChanged();
@@ -221,7 +242,10 @@ export class VhostUserDevice implements VirtioDevice {
 
   /** @internal */
   onConfigChange(): void {
-    this.#do((frontend) => this.#updateConfig(frontend));
+    if (typeof this.#config.config !== 'number') return;
+    // However often it is told, one question is under way, and one waits.
+    this.#configChanges++;
+    if (this.#configChanges === 1) this.#do((frontend) => this.#updateConfig(frontend));
   }
 
   /** @internal The connection is over. */
@@ -233,6 +257,7 @@ export class VhostUserDevice implements VirtioDevice {
     if (this.#closed || this.#frontend !== frontend) return;
     frontend.close();
     this.#frontend = undefined;
+    this.#configChanges = 0;
     this.failures++;
     this.#active?.context.fail(`its backend failed: ${error.message}`);
     this.#config.onFailure?.(
@@ -283,4 +308,14 @@ function connectTo(
     { queues: queueSizes.length, configBytes, timeoutMs },
     { onConfigChange: () => device()?.onConfigChange(), onEnd: (error) => device()?.onEnd(error) },
   );
+}
+
+/** Whether the last backend had answered all that it took from a queue: what waits there still is new to the next one. */
+function isClear({ memory, features }: VirtioContext, { size, avail, used }: ExternalQueue): boolean {
+  // virtio 1.2, 2.7.10: a device that asks for notifications says in avail_event up to where it has looked.
+  const taken =
+    features & VIRTIO_F_EVENT_IDX
+      ? memory.dataView(used + usedRingBytes(size) - 2, 2).getUint16(0, true)
+      : memory.dataView(avail + 2, 2).getUint16(0, true);
+  return taken === memory.dataView(used + 2, 2).getUint16(0, true);
 }

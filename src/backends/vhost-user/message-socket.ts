@@ -69,7 +69,8 @@ export class MessageSocket {
     } catch (error) {
       if (this.#closed) return;
       this.close();
-      this.#onEnd(error instanceof VmmError ? error : broken((error as Error).message));
+      const { message, code } = error as VmmError;
+      this.#onEnd(code === 'BACKEND_FAILED' ? (error as VmmError) : broken(`the connection is broken: ${message}`));
     }
   }
 

@@ -32,6 +32,13 @@ async function run({ name, options, consoleSize, join, steps = [], serve, timeou
     vm = await MicroVM.create({ accel: 'kvm', ...options });
     const report = { name, output: '', stats: {}, fetched: {}, echoed: {}, deviceErrors: [], balloon: {} };
     const acts = {
+      drive: ({ drive, method, args = [] }) => vm.drives[drive][method](...args),
+      killDrive: async ({ drive }) => {
+        const died = once(vm.drives[drive], 'died');
+        process.kill(vm.drives[drive].pid, 'SIGKILL');
+        report.died = (await died)[0].message;
+        await vm.drives[drive].restart();
+      },
       stats: async (step) => (report.stats[step.as] = await vm.stats()),
       powerButton: () => vm.powerButton(),
       stop: () => vm.stop(),

@@ -13,12 +13,13 @@ describe('--drive', () => {
     ['a,b.img', { path: 'a,b.img', readOnly: false }],
     ['a,b.img,ro', { path: 'a,b.img', readOnly: true }],
     ['ro', { path: 'ro', readOnly: false }],
+    ['a.img,format=qcow2,backend=qemu', { path: 'a.img', readOnly: false, backend: 'qemu', format: 'qcow2' }],
   ])('%s', (text, drive) => {
     expect(addDrive(text)).toEqual([drive]);
   });
 
   it('adds to those before it', () => {
-    expect(addDrive('b', addDrive('a')).map(({ path }) => path)).toEqual(['a', 'b']);
+    expect(addDrive('b', addDrive('a'))).toMatchObject([{ path: 'a' }, { path: 'b' }]);
   });
 
   it('needs a path', () => {

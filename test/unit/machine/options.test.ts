@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { resolve } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import type { DriveOptions } from '../../../src/machine/options.js';
 import { parseOptions, parseSize, type MicroVMOptions } from '../../../src/machine/options.js';
 
 const failure = (options: unknown) => {
@@ -90,7 +91,9 @@ describe('options', () => {
       drives: [{ path: '/disk', rateLimit }],
       net: [{ type: 'port', mtu: 9000, rateLimit }, { type: 'tap', fd: 7 }, { type: 'user' }],
     });
-    expect(config.drives).toStrictEqual([{ path: '/disk', readOnly: false, rateLimit: { bytesPerSecond: 1e6 } }]);
+    expect(config.drives).toStrictEqual([
+      { backend: 'local', path: '/disk', readOnly: false, rateLimit: { bytesPerSecond: 1e6 } },
+    ]);
     expect(config.net).toStrictEqual([
       { type: 'port', mtu: 9000, rateLimit: { bytesPerSecond: 1e6 } },
       { type: 'tap', fd: 7 },
@@ -157,5 +160,41 @@ describe('a size', () => {
         if (size !== undefined) expect(text.trim()).toMatch(/^[\d.]+[kmgt]?(i?b)?$/i);
       }),
     );
+  });
+});
+
+describe('a drive', () => {
+  const drive = (options: object) =>
+    parseOptions({ kernel: 'vmlinuz', drives: [options as DriveOptions] }).config.drives[0];
+  const file = (driver: string, filename: string) => ({ driver, file: { driver: 'file', filename } });
+
+  it('is a raw image that this process opens, unless it says otherwise', () => {
+    expect(drive({ path: '/a' })).toEqual({ backend: 'local', path: '/a', readOnly: false });
+  });
+
+  it.each([
+    [{ path: '/a.qcow2', backend: 'qemu' }, file('qcow2', '/a.qcow2')],
+    [{ path: '/a', backend: 'qemu', format: 'qcow2' }, file('qcow2', '/a')],
+    // A guest may have written that name's bytes to it, but not the name.
+    [{ path: '/a', backend: 'qemu' }, file('raw', '/a')],
+    [
+      { blockdev: { driver: 'null-co', size: 512 }, backend: 'qemu' },
+      { driver: 'null-co', size: 512 },
+    ],
+  ])('%j is opened by QEMU', (options, image) => {
+    expect(drive(options)).toEqual({ backend: 'qemu', readOnly: false, image });
+  });
+
+  it.each([
+    [{}, /give a path, or a blockdev/],
+    [{ path: '/a', blockdev: { driver: 'null-co' }, backend: 'qemu' }, /give a path, or a blockdev/],
+    [{ path: '/a', format: 'qcow2' }, /needs backend: 'qemu'/],
+    [{ path: '/a.qcow2' }, /needs backend: 'qemu'/],
+    [{ blockdev: { driver: 'null-co' } }, /needs backend: 'qemu'/],
+    [{ blockdev: {}, backend: 'qemu' }, /"driver"/],
+    [{ blockdev: { driver: 'null-co' }, format: 'raw', backend: 'qemu' }, /says its format itself/],
+    [{ path: '/a', backend: 'qemu', serial: 'S' }, /no serial number/],
+  ])('%j is refused', (options, message) => {
+    expect(() => drive(options)).toThrow(message);
   });
 });
