@@ -12,6 +12,7 @@ export default defineConfig({
   resolve: {
     alias: [
       { find: /^vmexit$/, replacement: built('index.js') },
+      { find: /^vmexit\/device$/, replacement: built('device.js') },
       { find: /^vmexit\/kvm$/, replacement: built('kvm/index.js') },
     ],
   },

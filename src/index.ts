@@ -16,6 +16,7 @@ export type {
 export { MicroVM } from './machine/microvm.js';
 export type { Blockdev, ImageFormat, NbdExport, QemuDisk } from './backends/qemu/storage-daemon.js';
 export type {
+  DeviceOptions,
   DriveOptions,
   MicroVMOptions,
   NetOptions,

@@ -5,6 +5,7 @@ import { bootProtocol, loadKernel } from '../boot/kernel.js';
 import type { LinuxBoot } from '../boot/linux.js';
 import { writeMpTable } from '../boot/mptable.js';
 import { Bus } from '../bus/bus.js';
+import type { BusDevice } from '../bus/device.js';
 import { AcpiPm } from '../devices/legacy/acpi-pm.js';
 import { CmosRtc } from '../devices/legacy/cmos-rtc.js';
 import { DebugConsole } from '../devices/legacy/debug-console.js';
@@ -28,10 +29,20 @@ import type { RunLoop } from '../loop/run-loop.js';
 import { ThreadedRunLoop } from '../loop/threaded-run-loop.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
 import { noBalloon } from './balloon.js';
+import type { VirtioDevice } from '../virtio/device.js';
 import { cpuHost } from './cpu-host.js';
 import { guestCpuid, guestMsrs } from './cpuid-policy.js';
-import { VirtioDevices } from './devices.js';
-import { IRQS, KVM_IDENTITY_MAP_GPA, KVM_TSS_GPA, MAX_VCPUS, MEMORY_LAYOUT, PORTS, TEST_MEMORY_GPA } from './layout.js';
+import { VirtioDevices, type NamedDevice } from './devices.js';
+import {
+  IRQS,
+  KVM_IDENTITY_MAP_GPA,
+  KVM_TSS_GPA,
+  MAX_VCPUS,
+  MEMORY_LAYOUT,
+  PORTS,
+  TEST_MEMORY_GPA,
+  VIRTIO_MMIO,
+} from './layout.js';
 import { foreignCmdline } from './foreign.js';
 import type { DeviceStats, MachineConfig, MachineExit, MachineStats } from './machine.js';
 import { memoryControl, type MemoryControl } from './memory-control.js';
@@ -40,6 +51,7 @@ import type { NamedPort } from './named-port.js';
 import type { NetPort } from './net-port.js';
 import type { StreamHub } from './stream-hub.js';
 import { setUpBootVcpu } from './vcpu-setup.js';
+import { makeUserDevice, type UserDevice } from './user-devices.js';
 import { VirtioHost } from './virtio-host.js';
 import type { VsockPorts } from './vsock-ports.js';
 
@@ -52,6 +64,7 @@ export interface BoardEvents {
   streams: StreamHub;
   ports: readonly NamedPort[];
   netPorts: ReadonlyMap<number, NetPort>;
+  userDevices: readonly UserDevice[];
   consoleSize: ConsoleSize | undefined;
   /** Where the guest's sockets meet the program's thread. Outlives the board, too. */
   vsock: VsockPorts;
@@ -82,6 +95,12 @@ export class Board {
   readonly #uart: Uart16550;
   readonly #powerButton: IrqLine;
   readonly #end: (exit: MachineExit) => void;
+  /** What broke down, by the device's id. */
+  readonly #deviceErrors = new Map<string, VmmError>();
+  readonly #onDeviceError: (id: string, error: VmmError) => void;
+  /** Devices of the machine's user: those on a bus, and the others. */
+  readonly #userDevices: BusDevice[] = [];
+  readonly #userVirtio: NamedDevice[] = [];
   #virtio: VirtioDevices | undefined;
   #virtioHost: VirtioHost | undefined;
   #loop: RunLoop | undefined;
@@ -130,6 +149,10 @@ export class Board {
       this.#loop?.stop();
       events.onEnd(exit);
     };
+    this.#onDeviceError = (id, error) => {
+      this.#deviceErrors.set(id, error);
+      events.onDeviceError(id, error);
+    };
     const onReset = () => this.#end({ reason: 'reset' });
     const { ports } = this;
 
@@ -163,6 +186,7 @@ export class Board {
     });
     ports.register(acpiPm, ACPI_POWER.BASE_PORT, ACPI_POWER.PORTS);
     this.#powerButton = vm.irqLine(IRQS.POWER_BUTTON);
+    for (const device of events.userDevices) this.#addUserDevice(device);
   }
 
   get loop(): RunLoop {
@@ -227,10 +251,10 @@ export class Board {
   }
 
   #deviceStats(): Record<string, DeviceStats> {
-    const { list = [], errors } = this.#virtio ?? {};
+    const { list = [] } = this.#virtio ?? {};
     const entries = list.map(({ id, device }) => {
       const { name, counters } = device;
-      const error = errors?.get(id)?.message;
+      const error = this.#deviceErrors.get(id)?.message;
       const stats: DeviceStats = {
         name,
         ...this.#virtioHost!.failuresOf(device),
@@ -246,6 +270,7 @@ export class Board {
   async close(): Promise<void> {
     this.#loop?.[Symbol.dispose]();
     // Guest memory must stay until no disk request writes to it any more.
+    for (const device of this.#userDevices) device.reset();
     await this.#virtioHost?.close();
     await this.#virtio?.close();
     this.#vm.close();
@@ -266,15 +291,34 @@ export class Board {
     ports.register(new FwCfg({ memoryBytes, cpus }), PORTS.FW_CFG, FW_CFG_PORTS);
   }
 
+  #addUserDevice(userDevice: UserDevice): void {
+    const { id, place } = userDevice.config;
+    const device = makeUserDevice(userDevice, {
+      irqLine: (gsi) => this.#vm.irqLine(gsi),
+      onError: this.#onDeviceError,
+    });
+    if (place.space === 'virtio') {
+      this.#userVirtio.push({ id, device: device as VirtioDevice });
+      return;
+    }
+    const bus = place.space === 'port' ? this.ports : this.mmio;
+    bus.register(device as BusDevice, place.base, place.length);
+    this.#userDevices.push(device as BusDevice);
+  }
+
   async #addVirtio(config: MachineConfig, events: BoardEvents): Promise<void> {
     this.#virtio = await VirtioDevices.open(config, {
       ...events,
       discard: (gpa, length) => this.memoryControl.discard(gpa, length),
+      userDevices: this.#userVirtio,
+      onDeviceError: this.#onDeviceError,
+      onDeviceRecovery: (id) => this.#deviceErrors.delete(id),
       console: { output: events.console.output, onInputRoom: events.onInputRoom },
     });
     const devices = this.#virtio.list.map(({ device }) => device);
     this.#virtioHost = new VirtioHost(devices, {
       transport: config.virtioTransport,
+      mmioGsis: VIRTIO_MMIO.GSIS.filter((gsi) => !config.devices.some(({ irq }) => irq === gsi)),
       vm: this.#vm,
       ports: this.ports,
       mmio: this.mmio,

@@ -42,8 +42,12 @@ export interface DeviceLinks {
   vsock: VsockPorts;
   /** By the index of a network card of type `port`. */
   netPorts: ReadonlyMap<number, NetPort>;
+  /** Virtio devices of the machine's user. */
+  userDevices: readonly NamedDevice[];
   /** What stands behind a device broke down. */
   onDeviceError: (id: string, error: VmmError) => void;
+  /** It works again. */
+  onDeviceRecovery: (id: string) => void;
 }
 
 /** A device, and how messages and statistics call it. */
@@ -55,8 +59,6 @@ export interface NamedDevice {
 /** The virtio devices that a configuration asks for, on their opened backends. */
 export class VirtioDevices {
   readonly list: NamedDevice[] = [];
-  /** What broke down, by the device's id. */
-  readonly errors = new Map<string, VmmError>();
   /** The device of the guest's console, where that is a virtio one. */
   console: VirtioConsole | undefined;
   balloon: VirtioBalloon | undefined;
@@ -74,6 +76,7 @@ export class VirtioDevices {
       if (config.rng) devices.#add('rng', new VirtioRng());
       if (config.vsock) await devices.#addVsock(config.vsock, links.vsock);
       if (config.balloon) devices.#add('balloon', (devices.balloon = new VirtioBalloon(links)));
+      for (const { id, device } of links.userDevices) devices.#add(id, device);
       return devices;
     } catch (error) {
       await devices.close();
@@ -93,11 +96,6 @@ export class VirtioDevices {
 
   #add(id: string, device: VirtioDevice): void {
     this.list.push({ id, device });
-  }
-
-  #fail(id: string, error: VmmError): void {
-    this.errors.set(id, error);
-    this.#links.onDeviceError(id, error);
   }
 
   #addConsole(isConsole: boolean): void {
@@ -133,8 +131,8 @@ export class VirtioDevices {
           config: CONFIG_BYTES,
           // QEMU says by it that a write is durable at once, while it keeps a write cache. Without it a driver flushes.
           hiddenFeatures: VIRTIO_BLK_F_CONFIG_WCE,
-          onFailure: (error) => this.#fail(id, error),
-          onRecovery: () => this.errors.delete(id),
+          onFailure: (error) => this.#links.onDeviceError(id, error),
+          onRecovery: () => this.#links.onDeviceRecovery(id),
         });
         this.#backends.push(device);
         this.#add(id, device);
@@ -161,7 +159,7 @@ export class VirtioDevices {
       ...(mac !== undefined && { mac }),
       ...(mtu !== undefined && { mtu }),
       ...(rateLimit && { transmitLimit: rateLimit, receiveLimit: rateLimit }),
-      onBackendFailure: (error) => this.#fail(id, error),
+      onBackendFailure: (error) => this.#links.onDeviceError(id, error),
     });
     this.#add(id, device);
   }

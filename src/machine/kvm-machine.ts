@@ -83,11 +83,16 @@ export class KvmMachine implements Machine {
     const window = new OutputWindow(shared);
     const workerData: WorkerData = { config, window: shared };
     // The worker needs nothing of the program's own flags (a TypeScript loader, say), and has nothing to say on stdout.
-    this.#worker = new Worker(new URL('./kvm-worker.js', import.meta.url), {
-      workerData,
-      execArgv: [],
-      name: 'vmexit',
-    });
+    try {
+      this.#worker = new Worker(new URL('./kvm-worker.js', import.meta.url), {
+        workerData,
+        execArgv: [],
+        name: 'vmexit',
+      });
+    } catch (cause) {
+      const { message } = cause as Error;
+      throw new VmmError('INVALID_ARGUMENT', `devices: a config cannot be cloned: ${message}`, { cause });
+    }
     this.streams = new StreamHub((message, transfer) => this.#worker.postMessage(message, transfer));
     this.streams.accept('console-port', (stream, name) => this.#ports.set(name as string, stream));
     this.vsock = config.vsock && new Vsock(this.#vsockMethods(), this.streams);

@@ -15,6 +15,7 @@ import { NetPort } from './net-port.js';
 import { toPlainError } from './plain-error.js';
 import { StreamHub } from './stream-hub.js';
 import { VsockPorts } from './vsock-ports.js';
+import { loadUserDevices, type UserDevice } from './user-devices.js';
 import {
   OutputWindow,
   type FromWorker,
@@ -104,8 +105,11 @@ class WorkerMachine implements WorkerMethods {
   #accessesAtHaltCheck = 0;
   #droppedBefore = 0;
 
-  constructor(kvm: Kvm) {
+  readonly #userDevices: readonly UserDevice[];
+
+  constructor(kvm: Kvm, userDevices: readonly UserDevice[]) {
     this.#kvm = kvm;
+    this.#userDevices = userDevices;
   }
 
   async powerOn(): Promise<void> {
@@ -115,6 +119,7 @@ class WorkerMachine implements WorkerMethods {
       streams,
       ports: this.#ports,
       netPorts: this.#netPorts,
+      userDevices: this.#userDevices,
       onDeviceError: (device, error) => send({ type: 'device-error', device, error: toPlainError(error) }),
       consoleSize: this.#consoleSize,
       vsock: this.#vsock,
@@ -272,7 +277,7 @@ async function endOf({ vcpu, exit }: FatalExit, board: Board): Promise<MachineEx
 }
 
 async function main(): Promise<void> {
-  const machine = new WorkerMachine(Kvm.open());
+  const machine = new WorkerMachine(Kvm.open(), await loadUserDevices(config.devices));
   await machine.powerOn();
   parentPort!.on('message', (message: ToWorker) => {
     switch (message.type) {

@@ -64,6 +64,9 @@ export const PCI = {
   INTX_GSIS: [16, 17, 18, 19],
 } as const;
 
+/** Where devices of the machine's user may have registers, above those of {@link VIRTIO_MMIO}. */
+export const USER_MMIO = { gpa: 0xd8000000, sizeBytes: 128 << 20 } as const;
+
 /** Virtio over MMIO: devices one after another, each with an input of the I/O APIC that no ISA device has. */
 export const VIRTIO_MMIO = {
   BASE_GPA: 0xd0000000,

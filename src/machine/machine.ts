@@ -115,6 +115,21 @@ export interface VsockConfig {
   udsPath?: string;
 }
 
+/** A device whose class the user wrote. */
+export interface DeviceConfig {
+  /** By which messages and statistics call it. */
+  id: string;
+  /** URL of the JavaScript module that exports the class. */
+  module: string;
+  exportName: string;
+  /** The constructor's first argument; can be cloned. */
+  config: unknown;
+  /** Ports, or guest-physical addresses; or a virtio device, attached as the others are. */
+  place: { space: 'port' | 'mmio'; base: number; length: number } | { space: 'virtio' };
+  /** The interrupt line (GSI), edge-triggered for most guests. */
+  irq?: number;
+}
+
 /** What both machines are made from; already validated. Paths are absolute. */
 export interface MachineConfig {
   kernelPath: string;
@@ -143,6 +158,7 @@ export interface MachineConfig {
   /** The test device of QEMU's, for programs that test a hypervisor. */
   testdev: boolean;
   vsock?: VsockConfig;
+  devices: DeviceConfig[];
   /** How the virtio devices are attached. */
   virtioTransport: 'pci' | 'mmio';
 }

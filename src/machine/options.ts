@@ -1,12 +1,13 @@
 import { resolve } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import { z } from 'zod';
 import { VmmError } from '../errors.js';
 import { MAX_GUEST_CID, MIN_GUEST_CID } from '../devices/virtio/vsock/defs.js';
 import { parsePortForward } from '../backends/net/port-forward.js';
 import type { RateLimit } from '../devices/rate-limiter.js';
 import { imageFile, type Blockdev } from '../backends/qemu/storage-daemon.js';
-import { MAX_VCPUS } from './layout.js';
-import type { DriveConfig, MachineConfig, NetConfig } from './machine.js';
+import { MAX_VCPUS, PCI, USER_MMIO, VIRTIO_MMIO } from './layout.js';
+import type { DeviceConfig, DriveConfig, MachineConfig, NetConfig } from './machine.js';
 import type { CpuTemplate } from './cpuid-policy.js';
 
 /** More than any host has; a limit that keeps all address arithmetic exact. */
@@ -124,6 +125,37 @@ const vsock = z.strictObject({
   cid: z.number().int().min(MIN_GUEST_CID, 'a guest has a CID of 3 or more').max(MAX_GUEST_CID),
   udsPath: path.optional(),
 });
+const device = z
+  .strictObject({
+    module: z.union([z.instanceof(URL), z.string().min(1)], 'give the URL or the path of a JavaScript module'),
+    exportName: z.string().default('default'),
+    id: z
+      .string()
+      .regex(/^[\w.-]{1,32}$/, 'an id has up to 32 letters, digits, dots, dashes and underscores')
+      .optional(),
+    config: z.unknown().optional(),
+    ports: z.strictObject({ base: z.number().int().min(0), count: z.number().int().min(1) }).optional(),
+    mmio: z.strictObject({ base: z.number().int(), sizeBytes: z.number().int().min(1) }).optional(),
+    virtio: z.literal(true).optional(),
+    irq: z.literal(VIRTIO_MMIO.GSIS).optional(),
+  })
+  .refine(
+    ({ ports, mmio, virtio }) => [ports, mmio, virtio].filter((place) => place !== undefined).length === 1,
+    'give one of ports, mmio and virtio',
+  )
+  .refine(
+    ({ virtio, irq }) => !virtio || irq === undefined,
+    'a virtio device has its interrupts from virtio: leave irq out',
+  )
+  .refine(
+    ({ ports }) => !ports || ports.base + ports.count <= PCI.PORT_WINDOW.port,
+    `ports from ${hex(PCI.PORT_WINDOW.port)} on are the PCI bus's: give others`,
+  )
+  .refine(
+    ({ mmio }) =>
+      !mmio || (mmio.base >= USER_MMIO.gpa && mmio.base + mmio.sizeBytes <= USER_MMIO.gpa + USER_MMIO.sizeBytes),
+    `give addresses from ${hex(USER_MMIO.gpa)} to ${hex(USER_MMIO.gpa + USER_MMIO.sizeBytes - 1)}`,
+  );
 
 const schema = z.strictObject({
   kernel: path,
@@ -152,6 +184,11 @@ const schema = z.strictObject({
   balloon: z.boolean().default(false),
   testdev: z.boolean().default(false),
   vsock: vsock.optional(),
+  devices: z
+    .array(device)
+    .refine((devices) => noneTwice(devices.map(({ irq }) => irq)), 'two devices have the same irq')
+    .refine((devices) => noneTwice(devices.map(({ id }) => id)), 'two devices have the same id')
+    .default([]),
   virtioTransport: z.enum(['pci', 'mmio']).default('pci'),
 });
 
@@ -200,9 +237,37 @@ export interface MicroVMOptions {
   testdev?: boolean | undefined;
   /** Sockets between host and guest without a network: `vm.vsock`. Under KVM. */
   vsock?: VsockOptions | undefined;
+  /** Devices of your own. Under KVM. */
+  devices?: readonly DeviceOptions[] | undefined;
   /** How virtio devices are attached: PCI, the default, or MMIO. */
   virtioTransport?: 'pci' | 'mmio' | undefined;
 }
+
+/** A device whose class you wrote: docs/writing-a-device.md. */
+export type DeviceOptions = {
+  /** The JavaScript module that exports the class: it is loaded in the machine's thread. */
+  module: URL | string;
+  /** Default: `default`. */
+  exportName?: string | undefined;
+  /** By which messages and statistics call it. Default: `device0` and so on. */
+  id?: string | undefined;
+  /** The constructor's first argument, cloned; a SharedArrayBuffer in it is shared. */
+  config?: unknown;
+} & (
+  | {
+      /** I/O ports, below 0xc000. */
+      ports: { base: number; count: number };
+      /** An interrupt line no other device has: 5, 6, 7, 9 to 15, 20 to 22. */
+      irq?: number | undefined;
+    }
+  | {
+      /** Guest-physical addresses, from 0xd8000000 to 0xdfffffff. */
+      mmio: { base: number; sizeBytes: number };
+      irq?: number | undefined;
+    }
+  /** A virtio device, attached as `virtioTransport` says. */
+  | { virtio: true }
+);
 
 /** A disk: a file of this host that this process reads and writes (`local`), or whatever QEMU can open (`qemu`). */
 export type DriveOptions = {
@@ -302,7 +367,7 @@ export function parseOptions(options: MicroVMOptions): { config: MachineConfig; 
   if (result.data.cpus % result.data.threadsPerCore !== 0) {
     throw new VmmError('INVALID_ARGUMENT', 'threadsPerCore: 2 needs an even number of cpus');
   }
-  const { kernel, initrd, cmdline, cpus, memory, accel, drives, net, shares, vsock, ...rest } = result.data;
+  const { kernel, initrd, cmdline, cpus, memory, accel, drives, net, shares, vsock, devices, ...rest } = result.data;
   const base = CMDLINE[rest.console];
   return {
     config: {
@@ -318,6 +383,7 @@ export function parseOptions(options: MicroVMOptions): { config: MachineConfig; 
       ...(vsock && {
         vsock: { cid: vsock.cid, ...(vsock.udsPath !== undefined && { udsPath: resolve(vsock.udsPath) }) },
       }),
+      devices: devices.map(deviceConfig),
       ...rest,
     },
     accel,
@@ -330,6 +396,23 @@ function defined(value: object): object {
   return Object.fromEntries(
     entries.map(([key, field]) => [key, key === 'rateLimit' ? defined(field as object) : (field as unknown)]),
   );
+}
+
+function deviceConfig(options: z.output<typeof device>, index: number): DeviceConfig {
+  const { module, exportName, id = `device${index}`, config, ports, mmio, irq } = options;
+  const isUrl = module instanceof URL || module.startsWith('file:');
+  return {
+    id,
+    module: isUrl ? String(module) : pathToFileURL(module).href,
+    exportName,
+    config,
+    place: ports
+      ? { space: 'port', base: ports.base, length: ports.count }
+      : mmio
+        ? { space: 'mmio', base: mmio.base, length: mmio.sizeBytes }
+        : { space: 'virtio' },
+    ...(irq !== undefined && { irq }),
+  };
 }
 
 /** Bytes of "64K", "256M", "1.5G" or "1048576"; undefined for what is no size. */
@@ -348,4 +431,13 @@ function describe(issue: z.core.$ZodIssue): string {
 
 function noNul(text: string): boolean {
   return !text.includes('\0');
+}
+
+function noneTwice(values: unknown[]): boolean {
+  const given = values.filter((value) => value !== undefined);
+  return new Set(given).size === given.length;
+}
+
+function hex(value: number): string {
+  return `0x${value.toString(16)}`;
 }

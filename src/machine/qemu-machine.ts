@@ -215,6 +215,7 @@ function refuseDevices({
   console,
   consolePorts,
   cpuTemplate,
+  devices,
 }: MachineConfig): void {
   const asked = [
     drives.length > 0 && 'drives',
@@ -226,6 +227,7 @@ function refuseDevices({
     consolePorts.length > 0 && 'consolePorts',
     cpuTemplate !== 'host' && `cpuTemplate: "${cpuTemplate}"`,
     balloon && 'balloon',
+    devices.length > 0 && 'devices',
   ].filter(Boolean);
   if (asked.length === 0) return;
   throw new VmmError(

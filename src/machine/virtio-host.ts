@@ -18,6 +18,8 @@ import { QueueEventFds } from './queue-event-fds.js';
 
 export interface VirtioHostConfig {
   transport: 'pci' | 'mmio';
+  /** Inputs of the I/O APIC for devices on MMIO, one each. */
+  mmioGsis: readonly number[];
   vm: Vm;
   ports: Bus;
   mmio: Bus;
@@ -46,14 +48,14 @@ export class VirtioHost {
   readonly #eventFds: QueueEventFds[] = [];
 
   /** The VM has its irqchip, and no vCPU runs. */
-  constructor(devices: readonly VirtioDevice[], { transport, vm, ports, mmio, onReset }: VirtioHostConfig) {
+  constructor(devices: readonly VirtioDevice[], { transport, mmioGsis, vm, ports, mmio, onReset }: VirtioHostConfig) {
     this.#vm = vm;
     this.#devices = devices;
     this.#msi = new MsiRouter(vm);
     const onMmio = transport === 'mmio' ? devices : [];
     const onPci = transport === 'pci' ? devices : [];
     this.acpi = {
-      devices: onMmio.map((device, index) => this.#addMmio(device, index, mmio)),
+      devices: onMmio.map((device, index) => this.#addMmio(device, index, mmioGsis, mmio)),
       // Also without devices: a kernel that finds no host bridge complains.
       pci: this.#addPci(onPci, ports, mmio, onReset),
     };
@@ -80,12 +82,12 @@ export class VirtioHost {
     for (const eventFd of this.#edgeFds) eventFd.close();
   }
 
-  #addMmio(device: VirtioDevice, index: number, bus: Bus): AcpiDevice {
-    const gsi = VIRTIO_MMIO.GSIS[index];
+  #addMmio(device: VirtioDevice, index: number, gsis: readonly number[], bus: Bus): AcpiDevice {
+    const gsi = gsis[index];
     if (gsi === undefined) {
       throw new VmmError(
         'INVALID_ARGUMENT',
-        `virtio over MMIO has room for ${VIRTIO_MMIO.GSIS.length} devices; use fewer, or PCI`,
+        `virtio over MMIO has room for ${gsis.length} devices here; use fewer, or PCI`,
       );
     }
     const gpa = VIRTIO_MMIO.BASE_GPA + index * VIRTIO_MMIO_BYTES;

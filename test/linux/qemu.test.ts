@@ -44,6 +44,7 @@ beforeAll(async () => {
     rng: false,
     consolePorts: [],
     balloon: false,
+    devices: [],
     testdev: false,
     virtioTransport: 'pci',
   };

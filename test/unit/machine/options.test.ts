@@ -27,6 +27,7 @@ describe('options', () => {
         memoryBytes: 256 << 20,
         console: 'serial',
         consolePorts: [],
+        devices: [],
         drives: [],
         net: [],
         shares: [],
