@@ -55,6 +55,11 @@ class Views {
     this.mmioData = new DataView(kvmRun, LAYOUT['kvm_run.mmio.data'], 8);
   }
 
+  /** Where a port access has its data: on the page behind kvm_run. The upper half of the u64 is 0. */
+  get ioOffset(): number {
+    return this.u32[LAYOUT['kvm_run.io.data_offset'] >> 2];
+  }
+
   /** @param offset Aligned to the size. */
   get(offset: number, size: number): number {
     return field(this.u32[offset >> 2], offset, size);
@@ -108,19 +113,15 @@ export class IoExit extends Payload {
   }
   /** All accesses' bytes, `size * count` of them. */
   get data(): Uint8Array {
-    const offset = this.#offset;
+    const offset = this.run.ioOffset;
     return this.run.u8.subarray(offset, offset + this.size * this.count);
   }
   /** The i-th access as an unsigned integer. */
   getValue(i = 0): number {
-    return this.run.get(this.#offset + i * this.size, this.size);
+    return this.run.get(this.run.ioOffset + i * this.size, this.size);
   }
   setValue(value: number, i = 0): void {
-    this.run.set(this.#offset + i * this.size, this.size, value);
-  }
-  // KVM puts the data on the page behind kvm_run; the upper half of the u64 is 0.
-  get #offset(): number {
-    return this.run.u32[LAYOUT['kvm_run.io.data_offset'] >> 2];
+    this.run.set(this.run.ioOffset + i * this.size, this.size, value);
   }
 }
 
