@@ -173,7 +173,7 @@ describe('the exit status of vmexit run', () => {
   it('is 1, with the reason, when the kernel is none', async () => {
     const { exitCode, stderr } = await vmexit(['run', '--accel', 'tcg', '--kernel', MAIN, '--', 'true']);
     expect(exitCode).toBe(1);
-    expect(stderr).toContain('neither a Linux bzImage');
+    expect(stderr).toContain('is no Linux bzImage');
     expect(stderr).not.toContain('    at '); // no stack trace
     await expectNothingLeft();
   });
