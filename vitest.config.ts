@@ -7,6 +7,14 @@ const project = (name: string, extra: object = {}) => ({
   test: { name, include: [`test/${name}/**/*.test.ts`], ...extra },
 });
 
+/** All files of a run share one nested host. */
+const nested = {
+  testTimeout: 600_000,
+  hookTimeout: 600_000,
+  fileParallelism: false,
+  globalSetup: ['test/support/nested.ts'],
+};
+
 export default defineConfig({
   // Tests of whole machines use the package as its users do, built: a worker thread loads JavaScript, not TypeScript.
   resolve: {
@@ -26,12 +34,8 @@ export default defineConfig({
       project('lifetime', { testTimeout: 120_000 }),
       project('hostile', { testTimeout: 120_000 }),
       project('package', { testTimeout: 300_000 }),
-      project('linux', {
-        testTimeout: 600_000,
-        hookTimeout: 600_000,
-        fileParallelism: false,
-        globalSetup: ['test/support/nested.ts'],
-      }),
+      project('linux', nested),
+      project('linux-long', nested),
     ],
   },
 });

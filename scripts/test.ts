@@ -1,5 +1,6 @@
 /**
- * npm test: installs what the tests need, runs them all, and closes with `N passed, N failed, N skipped`.
+ * npm test: installs what the tests need, runs them, and closes with `N passed, N failed, N skipped`. The project
+ * `linux-long`, half an hour more, runs by `npm run test:long` only.
  *
  * Arguments go to vitest: `npm test -- --project unit`. Skipped tests are listed with their reasons.
  */
@@ -27,4 +28,5 @@ if (process.argv.length === 2) {
   for (const flavour of ['cloud', 'generic'] as const) await findKernel({ flavour, fetch: true, ...options });
 }
 
-process.exitCode = await runVitest(process.argv.slice(2));
+const args = process.argv.slice(2);
+process.exitCode = await runVitest(args.length > 0 ? args : ['--project', '!linux-long']);

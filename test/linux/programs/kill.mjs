@@ -1,5 +1,5 @@
 /**
- * Ends guests in the middle of their work, in the nested host. Reads a JSON array of `KillPlan` (test/linux/disk.test.ts)
+ * Ends guests in the middle of their work, in the nested host. Reads a JSON array of `KillPlan` (test/linux-long/disk.test.ts)
  * on stdin, writes an array of `KillReport` to stdout.
  */
 import { spawn } from 'node:child_process';

@@ -1,5 +1,5 @@
 /**
- * The host's end of test/linux/vsock.test.ts, in the nested host. Reads `{ options, bytes, connections }` on stdin, boots
+ * The host's end of test/linux-long/vsock.test.ts, in the nested host. Reads `{ options, bytes, connections }` on stdin, boots
  * the guest, talks to its vsock-peer, and writes what came of it to stdout as JSON.
  */
 import { Buffer } from 'node:buffer';

@@ -55,7 +55,7 @@ describe('vsock', () => {
   beforeAll(async () => {
     await using scratch = await sharedFolder();
     const program = join(scratch.path, 'vsock-peer');
-    const source = new URL('programs/vsock-peer.c', import.meta.url).pathname;
+    const source = new URL('../linux/programs/vsock-peer.c', import.meta.url).pathname;
     execFileSync('gcc', ['-static', '-O2', '-Wall', '-Werror', '-o', program, source]);
     const devices = { console: 'serial', drives: 0, nets: 0, rng: false, vsock: true, transport: 'pci' } as const;
     const guest = await linuxGuest(join(scratch.path, 'guest.cpio'), {
