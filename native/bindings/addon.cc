@@ -26,7 +26,8 @@ AddonData::AddonData(Napi::Env env)
 
 void AddonData::Shutdown() {
   if (watch_) Kicker::Get().Remove(*watch_);
-  // No call is under way on them: Node.js waits for its thread pool first.
+  // A call that is still under way keeps what it opens, and closes it.
+  ended_ = true;
   for (int fd : inodes) close(fd);
   inodes.clear();
 }

@@ -24,6 +24,9 @@ class AddonData {
   // False once the environment is being torn down (worker.terminate(), process.exit()).
   bool CanRunJavaScript();
 
+  // The environment has ended: what is kept here from now on, nobody gives back.
+  bool ended() const { return ended_; }
+
   // Descriptors of openAt that JavaScript has not closed.
   std::set<int> inodes;
 
@@ -33,6 +36,8 @@ class AddonData {
 
  private:
   void Shutdown();
+
+  bool ended_ = false;
 
   Napi::Env env_;
   uv_loop_s* uv_loop_;

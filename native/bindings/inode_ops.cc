@@ -77,7 +77,9 @@ napi_value ToValue(napi_env env, Opened& opened) {
       napi_set_element(env, pair, 1, stat) != napi_ok) {
     return nullptr;
   }
-  AddonData::Of(env).inodes.insert(opened.fd.get());
+  AddonData& addon = AddonData::Of(env);
+  if (addon.ended()) return nullptr;
+  addon.inodes.insert(opened.fd.get());
   opened.fd.Release();
   return pair;
 }
@@ -117,9 +119,9 @@ Napi::Value CloseInode(const Napi::CallbackInfo& info) {
     int fd = FdArgument(info, 0);
     if (AddonData::Of(info.Env()).inodes.erase(fd) == 0)
       throw ArgumentError("argument 1 must be a descriptor of openAt");
-    return OnThreadPool(info, [fd] {
-      // The descriptor is gone whatever close says.
-      close(fd);
+    // Closed, too, where the environment ends before the call's turn comes.
+    return OnThreadPool(info, [owned = UniqueFd(fd)]() mutable {
+      owned.Reset();
       return Done{};
     });
   });
