@@ -92,7 +92,7 @@ describe.skipIf(!existsSync('/dev/kvm'))('a machine under KVM (skipped where the
     let kept = 0;
     for await (const chunk of vm.console) kept += (chunk as Buffer).length;
     expect(kept + consoleDroppedBytes).toBe(length);
-  });
+  }, 120_000);
 
   it("keeps the program's event loop free while a guest spins", async () => {
     const vm = await machine(spin);
