@@ -18,18 +18,17 @@ Napi::Function EventFdObject::Define(Napi::Env env) {
 
 EventFdObject::EventFdObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   Guarded(info.Env(), [&] {
-    fd_ = UniqueFd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    if (!fd_) throw SystemError("eventfd");
+    UniqueFd fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (!fd) throw SystemError("eventfd");
+    fd_.Open(std::move(fd));
   });
 }
-
-EventFdObject::~EventFdObject() { StopWatching(); }
 
 // read() -> the count since the last read, 0 where there was none
 Napi::Value EventFdObject::Read(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&] {
     uint64_t count = 0;
-    if (read(fd(), &count, sizeof count) < 0 && errno != EAGAIN) throw SystemError("read(eventfd)");
+    if (read(fd_.get(), &count, sizeof count) < 0 && errno != EAGAIN) throw SystemError("read(eventfd)");
     return Napi::BigInt::New(info.Env(), count);
   });
 }
@@ -38,43 +37,18 @@ Napi::Value EventFdObject::Read(const Napi::CallbackInfo& info) {
 Napi::Value EventFdObject::Write(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&] {
     uint64_t one = 1;
-    if (write(fd(), &one, sizeof one) < 0 && errno != EAGAIN) throw SystemError("write(eventfd)");
+    if (write(fd_.get(), &one, sizeof one) < 0 && errno != EAGAIN) throw SystemError("write(eventfd)");
     return info.Env().Undefined();
   });
 }
 
 // onReadable(callback | undefined): calls back on the event loop while the count is not 0
-Napi::Value EventFdObject::OnReadable(const Napi::CallbackInfo& info) {
-  return Guarded(info.Env(), [&] {
-    Napi::Env env = info.Env();
-    int fd = this->fd();
-    StopWatching();
-    if (info[0].IsFunction()) {
-      watch_ = FdWatch::Create(env, fd, info[0].As<Napi::Function>(), &watch_);
-    } else if (!info[0].IsUndefined()) {
-      throw ArgumentError("argument 1 must be a function or undefined");
-    }
-    return env.Undefined();
-  });
-}
+Napi::Value EventFdObject::OnReadable(const Napi::CallbackInfo& info) { return fd_.OnReadable(info); }
 
 Napi::Value EventFdObject::Fd(const Napi::CallbackInfo& info) {
-  return Guarded(info.Env(), [&] { return Napi::Number::New(info.Env(), fd()); });
+  return Guarded(info.Env(), [&] { return Napi::Number::New(info.Env(), fd_.get()); });
 }
 
-Napi::Value EventFdObject::Close(const Napi::CallbackInfo& info) {
-  StopWatching();
-  fd_.Reset();
-  return info.Env().Undefined();
-}
-
-void EventFdObject::StopWatching() {
-  if (watch_ != nullptr) watch_->End();
-}
-
-int EventFdObject::fd() const {
-  if (!fd_) throw ClosedError("EventFd");
-  return fd_.get();
-}
+Napi::Value EventFdObject::Close(const Napi::CallbackInfo& info) { return fd_.Close(info); }
 
 }  // namespace vmexit

@@ -1,6 +1,7 @@
 #include "bindings/fd_watch.h"
 
 #include "bindings/addon.h"
+#include "bindings/arguments.h"
 
 namespace vmexit {
 
@@ -37,6 +38,34 @@ void FdWatch::End() {
     napi_remove_async_cleanup_hook(cleanup_);
     delete this;
   });
+}
+
+int WatchedFd::get() const {
+  if (!fd_) throw ClosedError(owner_);
+  return fd_.get();
+}
+
+Napi::Value WatchedFd::OnReadable(const Napi::CallbackInfo& info) {
+  return Guarded(info.Env(), [&] {
+    int fd = get();
+    StopWatching();
+    if (info[0].IsFunction()) {
+      watch_ = FdWatch::Create(info.Env(), fd, info[0].As<Napi::Function>(), &watch_);
+    } else if (!info[0].IsUndefined()) {
+      throw ArgumentError("argument 1 must be a function or undefined");
+    }
+    return info.Env().Undefined();
+  });
+}
+
+Napi::Value WatchedFd::Close(const Napi::CallbackInfo& info) {
+  StopWatching();
+  fd_.Reset();
+  return info.Env().Undefined();
+}
+
+void WatchedFd::StopWatching() {
+  if (watch_ != nullptr) watch_->End();
 }
 
 }  // namespace vmexit

@@ -4,7 +4,9 @@
 #include <napi.h>
 
 #include <functional>
+#include <utility>
 
+#include "kvm/unique_fd.h"
 #include "threads/uv_loop.h"
 
 namespace vmexit {
@@ -32,6 +34,31 @@ class FdWatch {
   std::function<void()> before_;
   FdPoll poll_;
   napi_async_cleanup_hook_handle cleanup_ = nullptr;
+};
+
+// The fd of a JavaScript object, which calls back while it is readable.
+class WatchedFd {
+ public:
+  // owner: the object's class, for ClosedError.
+  explicit WatchedFd(const char* owner) : owner_(owner) {}
+  ~WatchedFd() { StopWatching(); }
+  WatchedFd(const WatchedFd&) = delete;
+  WatchedFd& operator=(const WatchedFd&) = delete;
+
+  void Open(UniqueFd fd) { fd_ = std::move(fd); }
+  // Throws ClosedError.
+  int get() const;
+  // onReadable(callback | undefined) of the object: undefined ends the calls.
+  Napi::Value OnReadable(const Napi::CallbackInfo& info);
+  // close() of the object. Idempotent.
+  Napi::Value Close(const Napi::CallbackInfo& info);
+
+ private:
+  void StopWatching();
+
+  const char* owner_;
+  UniqueFd fd_;
+  FdWatch* watch_ = nullptr;
 };
 
 }  // namespace vmexit

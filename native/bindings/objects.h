@@ -133,7 +133,6 @@ class EventFdObject : public Napi::ObjectWrap<EventFdObject> {
  public:
   static Napi::Function Define(Napi::Env env);
   explicit EventFdObject(const Napi::CallbackInfo& info);
-  ~EventFdObject() override;
 
  private:
   Napi::Value Read(const Napi::CallbackInfo& info);
@@ -141,11 +140,8 @@ class EventFdObject : public Napi::ObjectWrap<EventFdObject> {
   Napi::Value OnReadable(const Napi::CallbackInfo& info);
   Napi::Value Fd(const Napi::CallbackInfo& info);
   Napi::Value Close(const Napi::CallbackInfo& info);
-  int fd() const;
-  void StopWatching();
 
-  UniqueFd fd_;
-  FdWatch* watch_ = nullptr;
+  WatchedFd fd_{"EventFd"};
 };
 
 // The vCPUs of a VM on threads of their own.

@@ -63,8 +63,8 @@ Napi::Function TapObject::Define(Napi::Env env) {
 TapObject::TapObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   Guarded(info.Env(), [&] {
     ifreq request = {};
-    fd_ = info[0].IsString() ? OpenTap(info[0].As<Napi::String>(), request)
-                             : AdoptTap(static_cast<int>(IntegerArgument(info, 0, INT_MAX)), request);
+    fd_.Open(info[0].IsString() ? OpenTap(info[0].As<Napi::String>(), request)
+                                : AdoptTap(static_cast<int>(IntegerArgument(info, 0, INT_MAX)), request));
     request.ifr_name[IFNAMSIZ - 1] = '\0';
     name_ = request.ifr_name;
     int size = kHeaderSize;
@@ -74,14 +74,12 @@ TapObject::TapObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   });
 }
 
-TapObject::~TapObject() { StopWatching(); }
-
 Napi::Value TapObject::Name(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), name_); }
 
 // setOffload(TUN_F_* flags): what the kernel may leave undone in frames that are read
 Napi::Value TapObject::SetOffload(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&] {
-    if (ioctl(fd(), TUNSETOFFLOAD, IntegerArgument(info, 0, UINT32_MAX)) < 0) throw SystemError("TUNSETOFFLOAD");
+    if (ioctl(fd_.get(), TUNSETOFFLOAD, IntegerArgument(info, 0, UINT32_MAX)) < 0) throw SystemError("TUNSETOFFLOAD");
     return info.Env().Undefined();
   });
 }
@@ -90,7 +88,7 @@ Napi::Value TapObject::SetOffload(const Napi::CallbackInfo& info) {
 Napi::Value TapObject::Read(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&] {
     Bytes into = BytesArgument(info, 0);
-    ssize_t bytes = read(fd(), into.data, into.size);
+    ssize_t bytes = read(fd_.get(), into.data, into.size);
     if (bytes < 0 && errno != EAGAIN) throw SystemError("read(tap)");
     return Napi::Number::New(info.Env(), bytes < 0 ? 0 : static_cast<double>(bytes));
   });
@@ -99,7 +97,7 @@ Napi::Value TapObject::Read(const Napi::CallbackInfo& info) {
 // write(header, parts of the frame) -> 0, or the errno: a frame that is not taken is no error of the program
 Napi::Value TapObject::Write(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&] {
-    int fd = this->fd();
+    int fd = fd_.get();
     Bytes header = BytesArgument(info, 0);
     if (!info[1].IsArray()) throw ArgumentError("argument 2 must be an array");
     auto parts = info[1].As<Napi::Array>();
@@ -123,32 +121,8 @@ Napi::Value TapObject::Write(const Napi::CallbackInfo& info) {
 }
 
 // onReadable(callback | undefined): calls back on the event loop while frames wait
-Napi::Value TapObject::OnReadable(const Napi::CallbackInfo& info) {
-  return Guarded(info.Env(), [&] {
-    int fd = this->fd();
-    StopWatching();
-    if (info[0].IsFunction()) {
-      watch_ = FdWatch::Create(info.Env(), fd, info[0].As<Napi::Function>(), &watch_);
-    } else if (!info[0].IsUndefined()) {
-      throw ArgumentError("argument 1 must be a function or undefined");
-    }
-    return info.Env().Undefined();
-  });
-}
+Napi::Value TapObject::OnReadable(const Napi::CallbackInfo& info) { return fd_.OnReadable(info); }
 
-Napi::Value TapObject::Close(const Napi::CallbackInfo& info) {
-  StopWatching();
-  fd_.Reset();
-  return info.Env().Undefined();
-}
-
-void TapObject::StopWatching() {
-  if (watch_ != nullptr) watch_->End();
-}
-
-int TapObject::fd() const {
-  if (!fd_) throw ClosedError("Tap");
-  return fd_.get();
-}
+Napi::Value TapObject::Close(const Napi::CallbackInfo& info) { return fd_.Close(info); }
 
 }  // namespace vmexit

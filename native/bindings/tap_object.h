@@ -15,7 +15,6 @@ class TapObject : public Napi::ObjectWrap<TapObject> {
  public:
   static Napi::Function Define(Napi::Env env);
   explicit TapObject(const Napi::CallbackInfo& info);
-  ~TapObject() override;
 
  private:
   Napi::Value Name(const Napi::CallbackInfo& info);
@@ -24,12 +23,9 @@ class TapObject : public Napi::ObjectWrap<TapObject> {
   Napi::Value Write(const Napi::CallbackInfo& info);
   Napi::Value OnReadable(const Napi::CallbackInfo& info);
   Napi::Value Close(const Napi::CallbackInfo& info);
-  int fd() const;
-  void StopWatching();
 
-  UniqueFd fd_;
+  WatchedFd fd_{"Tap"};
   std::string name_;
-  FdWatch* watch_ = nullptr;
 };
 
 }  // namespace vmexit

@@ -103,23 +103,21 @@ UnixSocketObject::UnixSocketObject(const Napi::CallbackInfo& info) : ObjectWrap(
   Guarded(info.Env(), [&] {
     std::string how = info[0].IsString() ? info[0].As<Napi::String>() : std::string();
     if (how == "connect") {
-      fd_ = Connect(AddressOf(info[1]));
+      fd_.Open(Connect(AddressOf(info[1])));
     } else if (how == "listen") {
-      fd_ = Listen(AddressOf(info[1]));
+      fd_.Open(Listen(AddressOf(info[1])));
     } else if (how == "adopt") {
-      fd_ = Adopt(static_cast<int>(IntegerArgument(info, 1, INT_MAX)));
+      fd_.Open(Adopt(static_cast<int>(IntegerArgument(info, 1, INT_MAX))));
     } else {
       throw ArgumentError("argument 1 must be \"connect\", \"listen\" or \"adopt\"");
     }
   });
 }
 
-UnixSocketObject::~UnixSocketObject() { StopWatching(); }
-
 // send(bytes, fds) -> bytes sent, with which all fds went; 0 where there is no room
 Napi::Value UnixSocketObject::Send(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&] {
-    int fd = this->fd();
+    int fd = fd_.get();
     Bytes bytes = BytesArgument(info, 0);
     if (bytes.size == 0) throw ArgumentError("a message needs at least one byte");
     if (!info[1].IsArray()) throw ArgumentError("argument 2 must be an array of fds");
@@ -158,7 +156,7 @@ Napi::Value UnixSocketObject::Send(const Napi::CallbackInfo& info) {
 // receive(into) -> [bytes, ...fds], [0] at the stream's end, undefined where nothing waits. The fds are the caller's.
 Napi::Value UnixSocketObject::Receive(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&]() -> Napi::Value {
-    int fd = this->fd();
+    int fd = fd_.get();
     Bytes into = BytesArgument(info, 0);
     if (into.size == 0) throw ArgumentError("argument 1 must have room for at least one byte");
     iovec iov = {into.data, into.size};
@@ -187,7 +185,7 @@ Napi::Value UnixSocketObject::Receive(const Napi::CallbackInfo& info) {
 // accept() -> the fd of a new connection, which the caller closes; undefined where none waits
 Napi::Value UnixSocketObject::Accept(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&]() -> Napi::Value {
-    int accepted = accept4(fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int accepted = accept4(fd_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (accepted >= 0) return Napi::Number::New(info.Env(), accepted);
     if (errno == EAGAIN || errno == ECONNABORTED) return info.Env().Undefined();
     throw SystemError("accept");
@@ -195,37 +193,13 @@ Napi::Value UnixSocketObject::Accept(const Napi::CallbackInfo& info) {
 }
 
 // onReadable(callback | undefined): calls back on the event loop while there is something to receive or accept
-Napi::Value UnixSocketObject::OnReadable(const Napi::CallbackInfo& info) {
-  return Guarded(info.Env(), [&] {
-    int fd = this->fd();
-    StopWatching();
-    if (info[0].IsFunction()) {
-      watch_ = FdWatch::Create(info.Env(), fd, info[0].As<Napi::Function>(), &watch_);
-    } else if (!info[0].IsUndefined()) {
-      throw ArgumentError("argument 1 must be a function or undefined");
-    }
-    return info.Env().Undefined();
-  });
-}
+Napi::Value UnixSocketObject::OnReadable(const Napi::CallbackInfo& info) { return fd_.OnReadable(info); }
 
 Napi::Value UnixSocketObject::Fd(const Napi::CallbackInfo& info) {
-  return Guarded(info.Env(), [&] { return Napi::Number::New(info.Env(), fd()); });
+  return Guarded(info.Env(), [&] { return Napi::Number::New(info.Env(), fd_.get()); });
 }
 
-Napi::Value UnixSocketObject::Close(const Napi::CallbackInfo& info) {
-  StopWatching();
-  fd_.Reset();
-  return info.Env().Undefined();
-}
-
-void UnixSocketObject::StopWatching() {
-  if (watch_ != nullptr) watch_->End();
-}
-
-int UnixSocketObject::fd() const {
-  if (!fd_) throw ClosedError("UnixSocket");
-  return fd_.get();
-}
+Napi::Value UnixSocketObject::Close(const Napi::CallbackInfo& info) { return fd_.Close(info); }
 
 Napi::Value SocketPair(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&] {

@@ -14,7 +14,6 @@ class UnixSocketObject : public Napi::ObjectWrap<UnixSocketObject> {
  public:
   static Napi::Function Define(Napi::Env env);
   explicit UnixSocketObject(const Napi::CallbackInfo& info);
-  ~UnixSocketObject() override;
 
  private:
   Napi::Value Send(const Napi::CallbackInfo& info);
@@ -23,11 +22,8 @@ class UnixSocketObject : public Napi::ObjectWrap<UnixSocketObject> {
   Napi::Value OnReadable(const Napi::CallbackInfo& info);
   Napi::Value Fd(const Napi::CallbackInfo& info);
   Napi::Value Close(const Napi::CallbackInfo& info);
-  int fd() const;
-  void StopWatching();
 
-  UniqueFd fd_;
-  FdWatch* watch_ = nullptr;
+  WatchedFd fd_{"UnixSocket"};
 };
 
 // socketPair() -> [fd, fd]: both ends of a connection, non-blocking, which the caller closes.
