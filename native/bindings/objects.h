@@ -84,9 +84,9 @@ class VcpuObject : public Napi::ObjectWrap<VcpuObject> {
   Napi::Value Close(const Napi::CallbackInfo& info);
   Vcpu& vcpu() const;
   void DefineRunInline(Napi::Env env, Napi::Value self);
-  napi_value RunInline(Napi::Env env);
+  [[gnu::always_inline]] inline napi_value RunInline(Napi::Env env);
   bool SetTurnDeadline();
-  napi_value YieldToLoop(Napi::Env env);
+  napi_value Yield(Napi::Env env, int why);
   [[noreturn]] void ThrowRunError(int error) const;
 
   std::shared_ptr<Vcpu> vcpu_;
@@ -98,7 +98,7 @@ class VcpuObject : public Napi::ObjectWrap<VcpuObject> {
   Watch* turn_watch_ = nullptr;
   uint64_t turn_activity_ = 0;
   uint64_t turn_timer_starts_ = 0;
-  int64_t turn_owed_ns_ = UvLoop::kNever;
+  int64_t ticks_owed_ns_ = UvLoop::kNever;
 };
 
 class MemoryObject : public Napi::ObjectWrap<MemoryObject> {

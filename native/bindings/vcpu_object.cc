@@ -8,10 +8,11 @@ namespace {
 
 // What run() and runInline() return where the run was interrupted.
 constexpr int kInterrupted = -1;
+constexpr int kTicksDue = -2;
 
 // A device may have promised work (a microtask, a nextTick) that no handle of the event loop shows: after an exit that
-// reached a device the loop gets a turn within this time.
-constexpr int64_t kTurnOwedNs = 10'000'000;
+// reached a device it gets its time within this one.
+constexpr int64_t kTicksOwedNs = 10'000'000;
 
 }  // namespace
 
@@ -104,11 +105,12 @@ Napi::Value VcpuObject::Run(const Napi::CallbackInfo& info) {
   });
 }
 
-// runInline() -> undefined after an exit, whose reason is in kvm_run, or -1: the caller gives the event loop a turn,
-// then calls again.
+// runInline() -> undefined after an exit, whose reason is in kvm_run; -1: the caller gives the event loop a turn, then
+// calls again; -2: so, but ticks and microtasks are all that can be due, which costs a tenth of a turn.
 //
-// One turn is a series of calls between two -1; within it the vCPU is interrupted when the loop has something to do.
-// This is what every exit pays for: nothing here asks libuv or the kicker twice what cannot have changed.
+// One turn is a series of calls between two of these; within it the vCPU is interrupted when the loop has something to
+// do. This is what every exit pays for: no call level between it and V8, whose return the processor would mispredict
+// coming from the kernel; and nothing here asks libuv or the kicker twice what cannot have changed.
 napi_value VcpuObject::RunInline(Napi::Env env) {
   Vcpu& vcpu = this->vcpu();
   if (!in_turn_ || !turn_watch_->Uses(vcpu)) {
@@ -120,18 +122,21 @@ napi_value VcpuObject::RunInline(Napi::Env env) {
     if (!in_turn_) vcpu.Enter();
     in_turn_ = true;
     turn_activity_ = turn_loop_->Activity();
-    turn_owed_ns_ = UvLoop::kNever;
-    if (turn_watch_->LoopIsReadable() || !SetTurnDeadline()) return YieldToLoop(env);
+    ticks_owed_ns_ = UvLoop::kNever;
+    if (turn_watch_->LoopIsReadable() || !SetTurnDeadline()) return Yield(env, kInterrupted);
   } else {
-    if (turn_loop_->Activity() != turn_activity_) return YieldToLoop(env);
-    bool first_exit = turn_owed_ns_ == UvLoop::kNever;
-    if (first_exit) turn_owed_ns_ = MonotonicNs() + kTurnOwedNs;
-    if ((first_exit || turn_loop_->TimerStarts() != turn_timer_starts_) && !SetTurnDeadline()) return YieldToLoop(env);
+    if (turn_loop_->Activity() != turn_activity_) return Yield(env, kInterrupted);
+    bool first_exit = ticks_owed_ns_ == UvLoop::kNever;
+    if (first_exit) ticks_owed_ns_ = MonotonicNs() + kTicksOwedNs;
+    if ((first_exit || turn_loop_->TimerStarts() != turn_timer_starts_) && !SetTurnDeadline())
+      return Yield(env, kInterrupted);
   }
   int result = vcpu.Run();
   if (result == 0) return nullptr;
   if (result == -EINTR) vcpu.TakeKick();
-  napi_value interrupted = YieldToLoop(env);
+  int64_t now_ns = MonotonicNs();
+  bool ticks_due = now_ns >= ticks_owed_ns_ && now_ns < turn_loop_->DeadlineNs();
+  napi_value interrupted = Yield(env, ticks_due ? kTicksDue : kInterrupted);
   if (result != -EINTR) ThrowRunError(-result);
   return interrupted;
 }
@@ -141,16 +146,16 @@ bool VcpuObject::SetTurnDeadline() {
   turn_timer_starts_ = turn_loop_->TimerStarts();
   int64_t deadline_ns = turn_loop_->DeadlineNs();
   if (deadline_ns == 0) return false;
-  Kicker::Get().SetDeadline(*turn_watch_, std::min(deadline_ns, turn_owed_ns_));
+  Kicker::Get().SetDeadline(*turn_watch_, std::min(deadline_ns, ticks_owed_ns_));
   return true;
 }
 
-napi_value VcpuObject::YieldToLoop(Napi::Env env) {
+napi_value VcpuObject::Yield(Napi::Env env, int why) {
   in_turn_ = false;
   vcpu_->Leave();
   turn_watch_->Arm(false);
   Kicker::Get().SetDeadline(*turn_watch_, UvLoop::kNever);
-  return Napi::Number::New(env, kInterrupted);
+  return Napi::Number::New(env, why);
 }
 
 // completePending(): lets KVM finish the port or MMIO access of the last exit without running the guest.

@@ -47,6 +47,7 @@ export async function run(command: readonly string[], options: RunOptions): Prom
     );
   }
 
+  const machine = { cpus, cpuTemplate, memory, accel, testdev, ...devices };
   let result: SessionResult;
   if (options.initrd !== undefined || foreign) {
     if (options.kernel === undefined) throw new VmmError('INVALID_ARGUMENT', '--initrd needs --kernel');
@@ -56,12 +57,7 @@ export async function run(command: readonly string[], options: RunOptions): Prom
         kernel: options.kernel,
         initrd: options.initrd,
         cmdline: options.cmdline,
-        cpus,
-        cpuTemplate,
-        memory,
-        accel,
-        testdev,
-        ...devices,
+        ...machine,
       },
       interactive,
       timeoutMs,
@@ -80,12 +76,7 @@ export async function run(command: readonly string[], options: RunOptions): Prom
         kernel: images.kernelPath,
         initrd: images.initrdPath,
         cmdline: options.cmdline ?? 'quiet',
-        cpus,
-        cpuTemplate,
-        memory,
-        accel,
-        testdev,
-        ...devices,
+        ...machine,
       },
       mark: images.mark,
       // Who chooses the kernel's parameters wants to see what it says.

@@ -87,8 +87,9 @@ export class Vcpu implements Disposable {
   }
 
   /**
-   * Like {@link runRaw}, for a run loop: also returns -1 as soon as this thread's event loop has something to do. The
-   * caller then lets the event loop turn once (`EventLoopTurns`) before it calls again.
+   * Like {@link runRaw}, for a run loop: also returns -1 as soon as this thread's event loop has something to do, and
+   * -2 when only ticks and microtasks may be waiting. The caller then lets the event loop turn once
+   * (`EventLoopTurns`), or lets those run, before it calls again.
    *
    * @internal
    */

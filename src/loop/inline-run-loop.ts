@@ -25,20 +25,23 @@ export class InlineRunLoop implements RunLoop {
 
   async run(): Promise<FatalExit | undefined> {
     using turns = new EventLoopTurns();
+    let ticks = 0;
     while (!this.#stopping) {
       if (this.#whilePaused) await this.#whilePaused.promise;
       else {
-        const exit = this.runTurn();
+        const ended = this.#runTurn();
         this.#onTurn();
-        if (exit) return { vcpu: this.#vcpu, exit };
-        await turns.next();
+        if (ended !== 'loop' && ended !== 'ticks') return { vcpu: this.#vcpu, exit: ended };
+        // Now and then a whole turn all the same: for what a device may have changed in the loop without a trace.
+        if (ended === 'ticks' && ++ticks % 10 !== 0) await new Promise<void>((resolve) => process.nextTick(resolve));
+        else await turns.next();
       }
     }
     return undefined;
   }
 
-  /** Runs the guest until the event loop has something to do, or until an exit that only the machine can judge. */
-  runTurn(): VmExit | undefined {
+  /** Runs the guest until this thread has something else to do, or until an exit that only the machine can judge. */
+  #runTurn(): VmExit | 'loop' | 'ticks' {
     const vcpu = this.#vcpu;
     const server = this.#server;
     const { exit } = vcpu;
@@ -46,12 +49,12 @@ export class InlineRunLoop implements RunLoop {
       const code = vcpu.runInline();
       if (code < 0) {
         server.countInterruption();
-        return undefined;
+        return code === -1 ? 'loop' : 'ticks';
       }
       const fatal = server.serve(exit, code);
       if (fatal) return fatal;
     }
-    return undefined;
+    return 'loop';
   }
 
   stop(): void {

@@ -1,7 +1,10 @@
+import { readFile } from 'node:fs';
 import { MessageChannel } from 'node:worker_threads';
 import { expect, it } from 'vitest';
 import { kickVcpu } from 'vmexit/kvm';
+import { Bus } from '../../dist/bus/bus.js';
 import { EventLoopTurns } from '../../dist/loop/event-loop-turns.js';
+import { InlineRunLoop } from '../../dist/loop/inline-run-loop.js';
 import { createGuest } from '../support/guests.js';
 import { describeKvm } from '../support/kvm.js';
 import { runWorker } from '../support/workers.js';
@@ -172,7 +175,7 @@ describeKvm('inline runs', () => {
     await worker.done;
   });
 
-  it('give the loop a turn soon after exits that a device may have promised work for', async () => {
+  it('tell when ticks and microtasks may be waiting, soon after exits that a device may have promised them for', async () => {
     using guest = createGuest('spin');
     using turns = new EventLoopTurns();
     await turns.next();
@@ -183,7 +186,30 @@ describeKvm('inline runs', () => {
     }
     expect(code).toBe(2); // KVM_EXIT_IO: the guest is ready
     const start = performance.now();
-    expect(guest.vcpu.runInline()).toBe(-1);
+    expect(guest.vcpu.runInline()).toBe(-2);
     expect(performance.now() - start).toBeLessThan(1000);
+  });
+
+  const promises: Record<string, (then: () => void) => void> = {
+    'a microtask': (then) => queueMicrotask(then),
+    'a tick': (then) => process.nextTick(then),
+    'ticks and microtasks in turn': (then) => process.nextTick(() => queueMicrotask(() => process.nextTick(then))),
+    'an immediate': (then) => setImmediate(then),
+    'a timer': (then) => setTimeout(then, 5),
+    'a file': (then) => readFile(import.meta.filename, then),
+  };
+  it.each(Object.keys(promises))('let a device have %s while the guest goes on', async (kind) => {
+    // Real mode: out 0x80, al, without end.
+    using guest = createGuest(Uint8Array.of(0xe6, 0x80, 0xeb, 0xfc));
+    const ports = new Bus('port');
+    using loop = new InlineRunLoop(guest.vcpu, ports, new Bus('mmio'));
+    let promised = false;
+    const write = () => {
+      if (!promised) promises[kind](() => loop.stop());
+      promised = true;
+    };
+    ports.register({ name: 'promise', read: () => 0xff, write, reset() {} }, 0x80, 1);
+    expect(await loop.run()).toBeUndefined();
+    expect(promised).toBe(true);
   });
 });
