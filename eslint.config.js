@@ -19,7 +19,8 @@ const MAY_IMPORT = {
   // A backend implements the interface that is kept beside the device it serves.
   backends: ['devices', 'virtio', 'memory', 'bus', 'native'],
   machine: ['devices', 'backends', 'boot', 'loop', 'kvm', 'bus', 'irq', 'memory', 'virtio', 'guest'],
-  cli: ['machine', 'guest', 'kvm', 'backends'],
+  bench: ['machine', 'guest', 'loop', 'kvm', 'bus'],
+  cli: ['bench', 'machine', 'guest', 'kvm', 'backends'],
 };
 const folders = Object.keys(MAY_IMPORT);
 

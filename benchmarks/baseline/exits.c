@@ -1,90 +1,83 @@
 /*
- * The same guest as benchmarks/exits.ts in a C run loop: what KVM itself costs, with no language in between.
+ * A guest in a run loop written in C: what KVM itself costs, with no language in between.
  *
- * usage: exits IMAGE pio|mmio
- * For every COUNT on stdin runs COUNT exits and prints "WALL_NS DEVICE_SUM".
+ * usage: exits IMAGE KIND [VCPUS]
+ *   pio, mmio        the device is at PORT, or in the MMIO hole
+ *   ioeventfd        writes to PORT signal an eventfd in the kernel
+ *   immediate-exit   KVM_RUN is told to return at once; the guest never runs
+ * For every COUNT on stdin each vCPU does its work COUNT times. Prints "WALL_NS DEVICE_SUM".
+ * With KIND pio-each prints the time of each exit instead: ns from one to the next.
  */
-#define _GNU_SOURCE
-#include <fcntl.h>
-#include <linux/kvm.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <time.h>
-#include <unistd.h>
-
-enum { RAM_BYTES = 0xa0000, LOAD_ADDRESS = 0x1000, MMIO_HOLE = 0xd0000, PORT = 0x80, DEBUG_EXIT = 0xf4 };
-
-static void check(int ok, const char* what) {
-  if (ok) return;
-  perror(what);
-  exit(1);
-}
-
-static int64_t now_ns(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec * 1000000000LL + now.tv_nsec;
-}
+#include "vm.h"
 
 /* A device as a VMM written in C would have it: an offset, a size and a value through a function pointer. */
 struct device {
   uint64_t base, end;
+  uint32_t (*read)(struct device*, uint64_t offset, uint32_t size);
   void (*write)(struct device*, uint64_t offset, uint32_t size, uint32_t value);
   uint64_t sum;
+  int done;
+  int64_t* stamps;
+  uint64_t stamped;
 };
+
+static uint32_t all_ones(struct device* device, uint64_t offset, uint32_t size) {
+  (void)offset, (void)size;
+  device->sum++;
+  return UINT32_MAX;
+}
 
 static void add_up(struct device* device, uint64_t offset, uint32_t size, uint32_t value) {
   (void)offset, (void)size;
   device->sum += value;
+  if (device->stamps) device->stamps[device->stamped++] = now_ns();
 }
-
-static struct device devices[2];
-static int done;
 
 static void finish(struct device* device, uint64_t offset, uint32_t size, uint32_t value) {
-  (void)device, (void)offset, (void)size, (void)value;
-  done = 1;
+  (void)offset, (void)size, (void)value;
+  device->done = 1;
 }
 
-static void dispatch(uint64_t address, uint32_t size, uint32_t value) {
-  for (unsigned i = 0; i < sizeof devices / sizeof *devices; i++) {
-    struct device* device = &devices[i];
-    if (address >= device->base && address + size <= device->end) {
-      device->write(device, address - device->base, size, value);
-      return;
-    }
+/* Each vCPU has devices of its own: threads that share none are the floor. */
+struct thread {
+  struct vcpu vcpu;
+  struct device devices[2];
+  pthread_t id;
+};
+
+static struct device* find(struct thread* thread, uint64_t address, uint32_t size) {
+  for (unsigned i = 0; i < 2; i++) {
+    struct device* device = &thread->devices[i];
+    if (address >= device->base && address + size <= device->end) return device;
+  }
+  fprintf(stderr, "no device at %#llx\n", (unsigned long long)address);
+  exit(1);
+}
+
+static void dispatch(struct thread* thread, int is_write, uint64_t address, uint32_t size, uint8_t* data) {
+  struct device* device = find(thread, address, size);
+  uint32_t value = 0;
+  if (is_write) {
+    memcpy(&value, data, size);
+    device->write(device, address - device->base, size, value);
+  } else {
+    value = device->read(device, address - device->base, size);
+    memcpy(data, &value, size);
   }
 }
 
-static uint32_t value_of(const uint8_t* data, uint32_t size) {
-  uint32_t value = 0;
-  memcpy(&value, data, size < 4 ? size : 4);
-  return value;
-}
-
-static void handle(struct kvm_run* run) {
+static void handle(struct thread* thread) {
+  struct kvm_run* run = thread->vcpu.run;
   switch (run->exit_reason) {
     case KVM_EXIT_IO: {
       uint8_t* data = (uint8_t*)run + run->io.data_offset;
       for (uint32_t i = 0; i < run->io.count; i++) {
-        if (run->io.direction == KVM_EXIT_IO_OUT) {
-          dispatch(run->io.port, run->io.size, value_of(data + i * run->io.size, run->io.size));
-        } else {
-          memset(data + i * run->io.size, 0xff, run->io.size);
-        }
+        dispatch(thread, run->io.direction == KVM_EXIT_IO_OUT, run->io.port, run->io.size, data + i * run->io.size);
       }
       break;
     }
     case KVM_EXIT_MMIO:
-      if (run->mmio.is_write) {
-        dispatch(run->mmio.phys_addr, run->mmio.len, value_of(run->mmio.data, run->mmio.len));
-      } else {
-        memset(run->mmio.data, 0xff, 8);
-      }
+      dispatch(thread, run->mmio.is_write, run->mmio.phys_addr, run->mmio.len, run->mmio.data);
       break;
     default:
       fprintf(stderr, "unexpected exit %u\n", run->exit_reason);
@@ -92,57 +85,80 @@ static void handle(struct kvm_run* run) {
   }
 }
 
+static void* run_guest(void* argument) {
+  struct thread* thread = argument;
+  while (!thread->devices[1].done) {
+    check(ioctl(thread->vcpu.fd, KVM_RUN, 0) == 0, "KVM_RUN");
+    handle(thread);
+  }
+  return NULL;
+}
+
+static void return_at_once(struct vcpu* vcpu, uint64_t count) {
+  vcpu->run->immediate_exit = 1;
+  while (count-- > 0) check(ioctl(vcpu->fd, KVM_RUN, 0) == -1 && errno == EINTR, "KVM_RUN");
+}
+
 int main(int argc, char** argv) {
-  if (argc != 3) return fprintf(stderr, "usage: exits IMAGE pio|mmio\n"), 2;
-  int mmio = strcmp(argv[2], "mmio") == 0;
+  if (argc < 3) return fprintf(stderr, "usage: exits IMAGE pio|pio-each|mmio|ioeventfd|immediate-exit [VCPUS]\n"), 2;
+  const char* kind = argv[2];
+  int mmio = strcmp(kind, "mmio") == 0, each = strcmp(kind, "pio-each") == 0;
+  int vcpus = argc > 3 ? atoi(argv[3]) : 1;
 
-  int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-  check(kvm >= 0, "/dev/kvm");
-  int vm = ioctl(kvm, KVM_CREATE_VM, 0);
-  check(vm >= 0, "KVM_CREATE_VM");
+  int kvm = open_kvm(), vm = create_vm(kvm), memfd;
+  uint8_t* ram = map_memory(RAM_BYTES, &memfd);
+  load_image(ram, argv[1]);
+  set_slot(vm, 0, 0, 0, RAM_BYTES, ram);
+  /* As the package has it, whose vCPUs must be able to wait for one another. */
+  if (vcpus > 1) check(ioctl(vm, KVM_CREATE_IRQCHIP, 0) == 0, "KVM_CREATE_IRQCHIP");
+  if (strcmp(kind, "ioeventfd") == 0) {
+    struct kvm_ioeventfd event = {
+        .addr = PORT, .len = 1, .fd = eventfd(0, EFD_CLOEXEC), .flags = KVM_IOEVENTFD_FLAG_PIO};
+    check(ioctl(vm, KVM_IOEVENTFD, &event) == 0, "KVM_IOEVENTFD");
+  }
 
-  int memfd = memfd_create("guest-memory", MFD_CLOEXEC);
-  check(memfd >= 0 && ftruncate(memfd, RAM_BYTES) == 0, "memfd");
-  uint8_t* ram = mmap(NULL, RAM_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, memfd, 0);
-  check(ram != MAP_FAILED, "mmap");
-  FILE* image = fopen(argv[1], "rb");
-  check(image != NULL && fread(ram + LOAD_ADDRESS, 1, 0x8000, image) > 0, argv[1]);
-  struct kvm_userspace_memory_region region = {0, 0, 0, RAM_BYTES, (uintptr_t)ram};
-  check(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) == 0, "KVM_SET_USER_MEMORY_REGION");
-
-  int vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
-  check(vcpu >= 0, "KVM_CREATE_VCPU");
-  int run_size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
-  struct kvm_run* run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
-  check(run != MAP_FAILED, "mmap(kvm_run)");
-
-  struct kvm_cpuid2* cpuid = calloc(1, sizeof *cpuid + 256 * sizeof(struct kvm_cpuid_entry2));
-  cpuid->nent = 256;
-  check(ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid) == 0, "KVM_GET_SUPPORTED_CPUID");
-  check(ioctl(vcpu, KVM_SET_CPUID2, cpuid) == 0, "KVM_SET_CPUID2");
-
-  struct kvm_sregs sregs;
-  check(ioctl(vcpu, KVM_GET_SREGS, &sregs) == 0, "KVM_GET_SREGS");
-  struct kvm_segment* segments[] = {&sregs.cs, &sregs.ds, &sregs.es, &sregs.fs, &sregs.gs, &sregs.ss};
-  for (int i = 0; i < 6; i++) segments[i]->base = segments[i]->selector = 0;
-  if (mmio) sregs.es.base = MMIO_HOLE, sregs.es.selector = MMIO_HOLE >> 4;
-  check(ioctl(vcpu, KVM_SET_SREGS, &sregs) == 0, "KVM_SET_SREGS");
-
-  devices[0] = (struct device){mmio ? MMIO_HOLE : PORT, (mmio ? MMIO_HOLE : PORT) + 4, add_up, 0};
-  devices[1] = (struct device){DEBUG_EXIT, DEBUG_EXIT + 1, finish, 0};
+  struct kvm_cpuid2* cpuid = supported_cpuid(kvm);
+  struct thread* threads = calloc((size_t)vcpus, sizeof *threads);
+  uint64_t base = mmio ? MMIO_HOLE : PORT;
+  for (int i = 0; i < vcpus; i++) {
+    threads[i].vcpu = create_vcpu(kvm, vm, i, cpuid);
+    struct kvm_mp_state runnable = {KVM_MP_STATE_RUNNABLE};
+    if (vcpus > 1) check(ioctl(threads[i].vcpu.fd, KVM_SET_MP_STATE, &runnable) == 0, "KVM_SET_MP_STATE");
+    set_real_mode(&threads[i].vcpu);
+    threads[i].devices[0] = (struct device){.base = base, .end = base + 4, .read = all_ones, .write = add_up};
+    threads[i].devices[1] =
+        (struct device){.base = DEBUG_EXIT, .end = DEBUG_EXIT + 1, .read = all_ones, .write = finish};
+  }
 
   unsigned count;
   while (scanf("%u", &count) == 1) {
-    struct kvm_regs regs = {.rip = LOAD_ADDRESS, .rsp = 0x1000, .rflags = 2, .rcx = count, .rdx = PORT};
-    check(ioctl(vcpu, KVM_SET_REGS, &regs) == 0, "KVM_SET_REGS");
-    done = 0;
-    devices[0].sum = 0;
-    int64_t start = now_ns();
-    while (!done) {
-      check(ioctl(vcpu, KVM_RUN, 0) == 0, "KVM_RUN");
-      handle(run);
+    struct device* first = &threads[0].devices[0];
+    if (each) first->stamps = realloc(first->stamps, count * sizeof *first->stamps), first->stamped = 0;
+    for (int i = 0; i < vcpus; i++) {
+      enter(&threads[i].vcpu, count);
+      threads[i].devices[0].sum = 0;
+      threads[i].devices[1].done = 0;
     }
-    printf("%lld %llu\n", (long long)(now_ns() - start), (unsigned long long)devices[0].sum);
+    int64_t start = now_ns();
+    if (strcmp(kind, "immediate-exit") == 0) {
+      return_at_once(&threads[0].vcpu, count);
+    } else if (vcpus == 1) {
+      run_guest(&threads[0]);
+    } else {
+      for (int i = 0; i < vcpus; i++)
+        check(pthread_create(&threads[i].id, NULL, run_guest, &threads[i]) == 0, "thread");
+      for (int i = 0; i < vcpus; i++) pthread_join(threads[i].id, NULL);
+    }
+    int64_t wall = now_ns() - start;
+    uint64_t sum = 0;
+    for (int i = 0; i < vcpus; i++) sum += threads[i].devices[0].sum;
+    if (each) {
+      for (uint64_t i = 1; i < first->stamped; i++) {
+        printf("%lld%c", (long long)(first->stamps[i] - first->stamps[i - 1]), i + 1 < first->stamped ? ' ' : '\n');
+      }
+    } else {
+      printf("%lld %llu\n", (long long)wall, (unsigned long long)sum);
+    }
     fflush(stdout);
   }
   return 0;

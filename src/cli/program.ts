@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { Command, InvalidArgumentError, Option } from 'commander';
+import { bench, type BenchOptions } from './bench.js';
 import { demo } from './demo.js';
 import { addDrive, addNet, addPort, addShare, parseVsock } from './device-options.js';
 import { doctor } from './doctor.js';
@@ -87,6 +88,21 @@ export function makeProgram(exit: (status: number) => void): Command {
     .description("Measures what this host's virtualization can and cannot do, and says what to do about each lack.")
     .option('--json', 'print everything as JSON')
     .action(async (options: { json?: boolean }) => exit(await doctor(options)));
+
+  program
+    .command('bench')
+    .summary('measure the paths between a guest and its host')
+    .description(
+      'Measures what exits, lifecycles and boots cost here, beside the same work in C; prints tables, and writes a ' +
+        'report with charts and the samples themselves.',
+    )
+    .argument('[path...]', 'what to measure: exits, exits/pio-out …; default: everything')
+    .option('--quick', 'fewer and shorter rounds: within two minutes, for a first look')
+    .option('--list', 'list what can be measured')
+    .option('--json <file>', 'where the report goes for programs', 'report.json')
+    .option('--html <file>', 'where the report goes for people', 'report.html')
+    .option('--compare <file>', 'say what changed beyond noise since the run whose --json this is')
+    .action(async (paths: string[], options: BenchOptions) => exit(await bench(paths, options, version)));
 
   program
     .command('demo')

@@ -1,0 +1,23 @@
+import type { Benchmark } from './benchmark.js';
+import { mmioRead } from './exits/mmio-read.js';
+import { mmioWrite } from './exits/mmio-write.js';
+import { pioIn } from './exits/pio-in.js';
+import { pioOut } from './exits/pio-out.js';
+import { pioString } from './exits/pio-string.js';
+
+/** Every benchmark, in the order of a report. */
+export const BENCHMARKS: readonly Benchmark[] = [pioOut, pioIn, pioString, mmioWrite, mmioRead];
+
+/**
+ * @param paths Names, or folders of names: `exits`, `exits/pio-out`. None: all.
+ * @returns Undefined for the first path that is none.
+ */
+export function select(paths: readonly string[]): { benchmarks: readonly Benchmark[]; unknown?: string } {
+  const matches = (path: string) => (benchmark: Benchmark) =>
+    benchmark.name === path || benchmark.name.startsWith(`${path.replace(/\/$/, '')}/`);
+  const unknown = paths.find((path) => !BENCHMARKS.some(matches(path)));
+  if (unknown !== undefined) return { benchmarks: [], unknown };
+  return {
+    benchmarks: paths.length === 0 ? BENCHMARKS : BENCHMARKS.filter((one) => paths.some((path) => matches(path)(one))),
+  };
+}

@@ -1,0 +1,258 @@
+/** Charts of a report, as SVG: vega-lite says what is drawn, vega draws it without a browser. */
+import type * as Vega from 'vega';
+import type * as VegaLite from 'vega-lite';
+import { formatValue, scaleFor } from './format.js';
+import type { BenchmarkReport } from './report.js';
+
+export type Theme = 'light' | 'dark';
+
+export interface Chart {
+  title: string;
+  /** One for each theme. */
+  svg: Readonly<Record<Theme, string>>;
+}
+
+/** Inks of text and rules, and the colours of contenders: Okabe and Ito's, told apart by the colour-blind too. */
+const THEMES = {
+  light: { text: '#1f2328', quiet: '#59636e', rule: '#d1d9e0' },
+  dark: { text: '#e6edf3', quiet: '#9198a1', rule: '#3d444d' },
+};
+const COLORS = ['#999999', '#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#f0e442'];
+const WIDTH = 620;
+/** Bins of a distribution. */
+const BINS = 48;
+
+/** The parts of vega that are used here. They are an optional dependency: a report can do without its pictures. */
+interface Renderer {
+  compile: typeof VegaLite.compile;
+  vega: typeof Vega;
+}
+
+/** @returns Undefined where vega is not installed. */
+export async function loadRenderer(): Promise<Renderer | undefined> {
+  try {
+    const [{ compile }, vega] = await Promise.all([import('vega-lite'), import('vega')]);
+    return { compile, vega };
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ERR_MODULE_NOT_FOUND') return undefined;
+    throw error;
+  }
+}
+
+/** What there is to see of a benchmark. */
+export async function charts(report: BenchmarkReport, renderer: Renderer): Promise<Chart[]> {
+  if (report.series.length === 0) return [];
+  const specs = [
+    ...Object.keys(report.metrics).flatMap((metric) => (report.axis ? lines(report, metric) : [])),
+    ...(report.axis ? [] : [bars(report)]),
+    ...distribution(report),
+    ...timelines(report),
+  ];
+  return Promise.all(
+    specs.map(async ({ title, spec }) => ({
+      title,
+      svg: { light: await render(spec, 'light', renderer), dark: await render(spec, 'dark', renderer) },
+    })),
+  );
+}
+
+interface Spec {
+  title: string;
+  spec: object;
+}
+
+/** Medians side by side, with their spread, and the floor as a line across. */
+function bars({ metrics, series }: BenchmarkReport): Spec {
+  const names = Object.keys(metrics);
+  const { unit } = metrics[names[0]];
+  const { divisor, symbol } = scaleFor(Math.max(...series.map(({ summary }) => summary.median)), unit);
+  const values = series.map(({ contender, metric, summary, ratio }) => ({
+    contender,
+    metric: metrics[metric].title,
+    median: summary.median / divisor,
+    low: (summary.median - summary.mad) / divisor,
+    high: (summary.median + summary.mad) / divisor,
+    label: `${formatValue(summary.median, unit)}${ratio ? `, × ${ratio.median.toFixed(2)}` : ''}`,
+  }));
+  const order = unique(series.map(({ contender }) => contender));
+  const several = names.length > 1;
+  const title = several ? 'Medians, ± median absolute deviation' : `${metrics[names[0]].title}: median ± MAD`;
+  const y = { field: 'contender', type: 'nominal', sort: order, title: null, axis: { labelLimit: 220 } };
+  const x = { type: 'quantitative', title: axisTitle(several ? 'time' : metrics[names[0]].title, symbol) };
+  const layer = [
+    { mark: { type: 'bar', height: 18 }, encoding: { x: { ...x, field: 'median' }, color: color(order, false) } },
+    { mark: { type: 'rule', strokeWidth: 1.5 }, encoding: { x: { ...x, field: 'low' }, x2: { field: 'high' } } },
+    {
+      mark: { type: 'text', align: 'left', dx: 6 },
+      encoding: { x: { ...x, field: 'high' }, text: { field: 'label' } },
+    },
+  ];
+  // Room for the labels at the longest bar's end.
+  const scale = { domainMax: Math.max(...values.map(({ high }) => high)) * 1.25 };
+  for (const { encoding } of layer) Object.assign(encoding.x, { scale });
+  const facet = {
+    row: { field: 'metric', type: 'nominal', title: null, sort: names.map((name) => metrics[name].title) },
+  };
+  return {
+    title,
+    spec: {
+      data: { values },
+      ...(several
+        ? { facet, spec: { width: WIDTH - 100, height: { step: 28 }, encoding: { y }, layer } }
+        : { width: WIDTH, height: { step: 28 }, encoding: { y }, layer }),
+    },
+  };
+}
+
+/** A metric along the benchmark's axis, a line a contender. */
+function lines({ metrics, axis, series }: BenchmarkReport, metric: string): Spec[] {
+  const own = series.filter((entry) => entry.metric === metric);
+  if (own.length === 0) return [];
+  const { title, unit } = metrics[metric];
+  const along = axis!;
+  const y = scaleFor(Math.max(...own.map(({ summary }) => summary.median)), unit);
+  const ats = unique(own.map(({ at = 0 }) => at));
+  const values = own.map(({ contender, at = 0, summary }) => ({
+    contender,
+    at: formatValue(at, along.unit),
+    median: summary.median / y.divisor,
+    low: (summary.median - summary.mad) / y.divisor,
+    high: (summary.median + summary.mad) / y.divisor,
+  }));
+  const order = unique(own.map(({ contender }) => contender));
+  const x = {
+    field: 'at',
+    type: 'ordinal',
+    title: along.title,
+    sort: ats.map((at) => formatValue(at, along.unit)),
+    axis: { labelAngle: 0 },
+  };
+  const value = { type: 'quantitative', title: axisTitle(title, y.symbol), scale: { zero: true } };
+  return [
+    {
+      title: `${title}: median ± MAD`,
+      spec: {
+        data: { values },
+        width: WIDTH,
+        height: 220,
+        encoding: { x, color: color(order, true) },
+        layer: [
+          { mark: { type: 'line', point: { size: 50 } }, encoding: { y: { ...value, field: 'median' } } },
+          { mark: { type: 'rule' }, encoding: { y: { ...value, field: 'low' }, y2: { field: 'high' } } },
+        ],
+      },
+    },
+  ];
+}
+
+/** Where many samples were taken one by one: how they are spread, the slowest hundredth gathered in the last bin. */
+function distribution({ metrics, axis, series }: BenchmarkReport): Spec[] {
+  const [metric] = Object.keys(metrics);
+  const own = series.filter((entry) => entry.metric === metric && entry.samples.length >= 500);
+  if (own.length === 0 || axis) return [];
+  const { title, unit } = metrics[metric];
+  const end = Math.max(...own.map(({ summary }) => summary.p99));
+  const start = Math.min(...own.map(({ summary }) => summary.min));
+  const { divisor, symbol } = scaleFor(end, unit);
+  const width = (end - start) / BINS;
+  const values = own.flatMap(({ contender, samples }) => {
+    const bins = new Array<number>(BINS).fill(0);
+    for (const sample of samples) bins[Math.min(BINS - 1, Math.floor((sample - start) / width))]++;
+    return bins.map((count, bin) => ({
+      contender,
+      from: (start + bin * width) / divisor,
+      to: (start + (bin + 1) * width) / divisor,
+      share: (100 * count) / samples.length,
+    }));
+  });
+  const order = unique(own.map(({ contender }) => contender));
+  return [
+    {
+      title: `${title}: distribution of single samples; the last bin holds all that is slower`,
+      spec: {
+        data: { values },
+        facet: { row: { field: 'contender', type: 'nominal', title: null, sort: order } },
+        spec: {
+          width: WIDTH - 60,
+          height: 80,
+          mark: { type: 'bar', binSpacing: 0 },
+          encoding: {
+            x: { field: 'from', bin: { binned: true }, type: 'quantitative', title: axisTitle(title, symbol) },
+            x2: { field: 'to' },
+            y: { field: 'share', type: 'quantitative', title: '% of samples' },
+            color: color(order, false),
+          },
+        },
+      },
+    },
+  ];
+}
+
+function timelines({ timelines }: BenchmarkReport): Spec[] {
+  if (timelines.length === 0) return [];
+  const kinds = unique(timelines.flatMap(({ points }) => points.map(({ kind }) => kind)));
+  const values = timelines.flatMap(({ contender, points }) =>
+    points.map(({ atMs, kind, count }) => ({ contender, seconds: atMs / 1000, kind, count })),
+  );
+  return [
+    {
+      title: `${timelines[0].title}, over time`,
+      spec: {
+        data: { values },
+        facet: { row: { field: 'contender', type: 'nominal', title: null } },
+        spec: {
+          width: WIDTH - 60,
+          height: 140,
+          mark: { type: 'area', interpolate: 'step' },
+          encoding: {
+            x: { field: 'seconds', type: 'quantitative', title: 'time since the start (s)' },
+            y: { field: 'count', type: 'quantitative', title: 'in each interval', stack: 'zero' },
+            color: color(kinds, true, 'kind'),
+          },
+        },
+      },
+    },
+  ];
+}
+
+/** The same contender has the same colour in all charts of a benchmark. */
+const color = (domain: readonly string[], legend: boolean, field = 'contender') => ({
+  field,
+  type: 'nominal',
+  scale: { domain, range: COLORS },
+  ...(legend ? { title: null, legend: { orient: 'top' } } : { legend: null }),
+});
+
+const axisTitle = (title: string, symbol: string) => (symbol ? `${title} (${symbol})` : title);
+const unique = <T>(values: readonly T[]): T[] => [...new Set(values)];
+
+function render(spec: object, theme: Theme, { compile, vega }: Renderer): Promise<string> {
+  const { text, quiet, rule } = THEMES[theme];
+  const font = 'system-ui, sans-serif';
+  const full = {
+    $schema: 'https://vega.github.io/schema/vega-lite/v6.json',
+    background: 'transparent',
+    config: {
+      font,
+      axis: {
+        labelColor: quiet,
+        titleColor: text,
+        domainColor: rule,
+        tickColor: rule,
+        gridColor: rule,
+        labelFontSize: 12,
+        titleFontSize: 12,
+        titleFontWeight: 'normal',
+        gridOpacity: 0.6,
+      },
+      legend: { labelColor: text, titleColor: text, labelFontSize: 12 },
+      header: { labelColor: text, titleColor: text, labelFontSize: 12, labelAngle: 0, labelAlign: 'left' },
+      text: { color: text, fontSize: 12 },
+      rule: { color: text },
+      view: { stroke: null },
+    },
+    ...spec,
+  };
+  const { spec: compiled } = compile(full as VegaLite.TopLevelSpec);
+  return new vega.View(vega.parse(compiled), { renderer: 'none' }).toSVG();
+}

@@ -1,0 +1,36 @@
+import type { Unit } from './benchmark.js';
+
+const SCALES: Readonly<Record<Unit, readonly (readonly [number, string])[]>> = {
+  ns: [
+    [1e9, 's'],
+    [1e6, 'ms'],
+    [1e3, 'µs'],
+    [1, 'ns'],
+  ],
+  bytes: [
+    [2 ** 30, 'GiB'],
+    [2 ** 20, 'MiB'],
+    [2 ** 10, 'KiB'],
+    [1, 'bytes'],
+  ],
+  count: [[1, '']],
+};
+
+/** The scale in which a value of this size reads best. */
+export function scaleFor(value: number, unit: Unit): { divisor: number; symbol: string } {
+  const scales = SCALES[unit];
+  const [divisor, symbol] = scales.find(([least]) => Math.abs(value) >= least) ?? scales.at(-1)!;
+  return { divisor, symbol };
+}
+
+/** 8.71 µs, 12.3 MiB, 1,024. */
+export function formatValue(value: number, unit: Unit, scale = scaleFor(value, unit)): string {
+  return `${formatNumber(value / scale.divisor)}${scale.symbol && ` ${scale.symbol}`}`;
+}
+
+/** Three digits that count, and all of those before the point. */
+export function formatNumber(value: number): string {
+  const magnitude = Math.abs(value);
+  if (Number.isInteger(value) || magnitude >= 100) return Math.round(value).toLocaleString('en');
+  return value.toFixed(magnitude >= 10 ? 1 : 2);
+}

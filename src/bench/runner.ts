@@ -1,0 +1,104 @@
+import { Unavailable, type Benchmark, type Contender, type Extras, type Sample, type Session } from './benchmark.js';
+import { median } from './statistics.js';
+
+export interface RunOptions {
+  quick: boolean;
+  /** Told before each round. */
+  onProgress?: (progress: Progress) => void;
+}
+
+export interface Progress {
+  benchmark: string;
+  contender: string;
+  /** 0 to 1, within this benchmark. */
+  done: number;
+}
+
+/** A contender's samples: those of each round, in order. */
+export interface Measured {
+  contender: Contender;
+  /** What a round did. */
+  operations: number;
+  rounds: (readonly Sample[])[];
+}
+
+export interface Outcome {
+  measured: Measured[];
+  notes: string[];
+  extras: Extras;
+  /** Why it could not run, instead of the above. */
+  skipped?: string;
+}
+
+/**
+ * A round of timed work, and how many there are: many short ones, so that what else runs here spoils some and not all.
+ * Warm-up comes before, and counts for nothing.
+ */
+const EFFORT = {
+  quick: { roundMs: 10, rounds: 15, warmUpMs: 60 },
+  full: { roundMs: 50, rounds: 41, warmUpMs: 400 },
+};
+/** No round does more: what does nothing at all would otherwise never fill its time. */
+const MAX_OPERATIONS = 1_000_000;
+
+/**
+ * Measures all contenders of a benchmark in interleaved rounds: A B C, C B A, A B C … Whatever else the machine does
+ * then meets all of them, and neither order nor drift favours one.
+ */
+export async function run(benchmark: Benchmark, { quick, onProgress = () => {} }: RunOptions): Promise<Outcome> {
+  const notes: string[] = [];
+  const effort = quick ? EFFORT.quick : EFFORT.full;
+  const size = quick ? 'quick' : 'full';
+  const rounds = benchmark.rounds?.[size] ?? effort.rounds;
+  const { operations = 'timed', name } = benchmark;
+  const sessions: Session[] = [];
+  try {
+    const contenders = await benchmark.contenders({ quick, note: (text) => notes.push(text) });
+    const entries: (Measured & { session: Session })[] = [];
+    for (const contender of contenders) {
+      onProgress({ benchmark: name, contender: `${contender.name}, warm-up`, done: 0 });
+      const session = await contender.open();
+      sessions.push(session);
+      const perRound = operations === 'timed' ? await calibrate(session, effort) : operations[size];
+      entries.push({ contender, session, operations: perRound, rounds: [] });
+    }
+    for (let round = 0; round < rounds; round++) {
+      const order = round % 2 === 0 ? entries : [...entries].reverse();
+      for (const [index, entry] of order.entries()) {
+        const done = (round + index / order.length) / rounds;
+        onProgress({ benchmark: name, contender: entry.contender.name, done });
+        entry.rounds.push(await entry.session.round(entry.operations));
+      }
+    }
+    const measured = entries.map(({ contender, operations, rounds }) => ({ contender, operations, rounds }));
+    return { measured, notes, extras: benchmark.extras?.() ?? {} };
+  } catch (error) {
+    if (!(error instanceof Unavailable)) throw error;
+    return { measured: [], notes, extras: {}, skipped: error.message };
+  } finally {
+    for (const session of sessions.reverse()) await session[Symbol.asyncDispose]();
+  }
+}
+
+/** Warms up, and finds how many operations fill a round: of its quickest rounds, for others say how busy the machine is. */
+async function calibrate(session: Session, { roundMs, warmUpMs }: { roundMs: number; warmUpMs: number }) {
+  const start = performance.now();
+  let operations = 16;
+  let quickestMs = Infinity;
+  for (;;) {
+    const before = performance.now();
+    await session.round(operations);
+    const now = performance.now();
+    quickestMs = Math.min(quickestMs, Math.max(now - before, 0.001) / operations);
+    const wanted = Math.min(MAX_OPERATIONS, Math.max(1, Math.round(roundMs / quickestMs)));
+    const settled = wanted <= 2 * operations;
+    operations = Math.min(wanted, 10 * operations);
+    if (settled && now - start >= warmUpMs) return operations;
+  }
+}
+
+/** One metric of one contender. @returns The samples of all rounds, and each round's median. */
+export function seriesOf(measured: Measured, metric: string): { samples: number[]; medians: number[] } {
+  const rounds = measured.rounds.map((round) => round.flatMap((sample) => (metric in sample ? [sample[metric]] : [])));
+  return { samples: rounds.flat(), medians: rounds.filter((round) => round.length > 0).map(median) };
+}
