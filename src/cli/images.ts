@@ -3,9 +3,10 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { VmmError } from '../errors.js';
+import type { GuestArch } from '../guest/arch.js';
 import { findBusybox } from '../guest/busybox.js';
-import { ensureInstalled, QEMU_X86, type DebianOptions } from '../guest/debian.js';
-import { buildInitramfs, type InitramfsOptions } from '../guest/initramfs.js';
+import { ensureInstalled, QEMU_SYSTEM, type DebianOptions } from '../guest/debian.js';
+import { buildInitramfs, EXIT_PORT_MODULES, type InitramfsOptions } from '../guest/initramfs.js';
 import { findKernel } from '../guest/kernel.js';
 import type { Accelerator } from '../machine/accelerator.js';
 import { guestSetup, type GuestDevices } from './guest-setup.js';
@@ -13,7 +14,7 @@ import { say } from './output.js';
 import { interruptible } from './signals.js';
 
 /** Reports the guest's panic to the machine. */
-const OPTIONAL_MODULES = ['pvpanic-mmio'];
+const optionalModules = (arch: GuestArch) => [arch === 'x86_64' ? 'pvpanic-mmio' : 'pvpanic-pci'];
 
 /** What a guest boots from. */
 export interface GuestImages extends AsyncDisposable {
@@ -24,6 +25,8 @@ export interface GuestImages extends AsyncDisposable {
 }
 
 export interface ImageOptions {
+  /** Default: `x86_64`. */
+  arch?: GuestArch;
   /** Default: Debian's cloud kernel, from the cache or fetched into it, else this machine's own. */
   kernelPath?: string | undefined;
   command?: readonly string[] | undefined;
@@ -42,7 +45,7 @@ export interface ImageOptions {
 export function prepareImages(accel: Accelerator, options: ImageOptions): Promise<GuestImages> {
   return interruptible(async (signal) => {
     const withSignal = { ...options, onProgress: say, signal };
-    if (accel === 'tcg') await ensureInstalled([QEMU_X86], withSignal);
+    if (accel === 'tcg') await ensureInstalled(QEMU_SYSTEM[options.arch ?? 'x86_64'], withSignal);
     const images = await makeImages(withSignal);
     if (signal.aborted) await images[Symbol.asyncDispose]();
     signal.throwIfAborted();
@@ -54,6 +57,7 @@ export function prepareImages(accel: Accelerator, options: ImageOptions): Promis
 const kernelFlavour = ({ devices }: ImageOptions) => ((devices?.shares?.length ?? 0) > 0 ? 'generic' : 'cloud');
 
 async function makeImages(options: ImageOptions & DebianOptions): Promise<GuestImages> {
+  const { arch = 'x86_64' } = options;
   const [found, busyboxPath] = await Promise.all([
     options.kernelPath === undefined ? findKernel({ flavour: kernelFlavour(options), ...options }) : undefined,
     findBusybox(options),
@@ -64,6 +68,7 @@ async function makeImages(options: ImageOptions & DebianOptions): Promise<GuestI
   const devices = options.devices && guestSetup(options.devices);
   const base: InitramfsOptions = {
     busyboxPath,
+    arch,
     interactive: options.interactive,
     setup: [`printf '%s' '${mark}'`, ...(devices?.setup ?? [])],
     files: devices?.files ?? [],
@@ -73,8 +78,8 @@ async function makeImages(options: ImageOptions & DebianOptions): Promise<GuestI
   };
   const build = (modules: readonly string[]) =>
     buildInitramfs({ ...base, ...(found && modules.length > 0 && { modules, modulesDir: found.modulesDir }) });
-  const drivers = devices?.modules ?? [];
-  const initramfs = await build([...OPTIONAL_MODULES, ...drivers]).catch((error: unknown) => {
+  const drivers = [...(found && arch !== 'x86_64' ? EXIT_PORT_MODULES : []), ...(devices?.modules ?? [])];
+  const initramfs = await build([...optionalModules(arch), ...drivers]).catch((error: unknown) => {
     // A kernel of another configuration lacks an optional module: the guest does without.
     if (found && error instanceof VmmError && error.code === 'IMAGE_NOT_FOUND') return build(drivers);
     throw error;

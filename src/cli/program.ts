@@ -43,6 +43,11 @@ export function makeProgram(exit: (status: number) => void): Command {
     .option('--kernel <file>', 'kernel to boot: a bzImage (vmlinuz), an ELF vmlinux, or a Multiboot kernel')
     .option('--initrd <file>', 'initial RAM disk to boot with')
     .option('--cmdline <string>', 'kernel parameters (default: quiet); boot messages then go to standard error')
+    .addOption(
+      new Option('--arch <arch>', "the guest's architecture; another than this host's is emulated")
+        .choices(['x86_64', 'aarch64', 'riscv64'])
+        .default('x86_64'),
+    )
     .option('--cpus <n>', 'virtual CPUs', parsePositiveInteger, 1)
     .addOption(
       new Option('--cpu <template>', 'what the CPUs can do: all that KVM supports here, or what every recent host has')

@@ -1,4 +1,5 @@
 import { VmmError } from '../errors.js';
+import type { GuestArch } from '../guest/arch.js';
 import { chooseAccelerator } from '../machine/accelerator.js';
 import { deviceConfig, guestDevices, type DeviceOptions } from './device-options.js';
 import type { CpuTemplate } from '../machine/cpuid-policy.js';
@@ -10,6 +11,7 @@ import { runSession, type SessionResult } from './session.js';
 import { statsJson, statsTable } from './stats-table.js';
 
 export interface RunOptions extends DeviceOptions {
+  arch: GuestArch;
   kernel?: string;
   initrd?: string;
   cmdline?: string;
@@ -32,14 +34,14 @@ export async function run(command: readonly string[], options: RunOptions): Prom
     throw new VmmError('INVALID_ARGUMENT', 'a COMMAND is run by the initramfs of vmexit: leave --initrd out, or it');
   }
   if (options.json && !options.stats) throw new VmmError('INVALID_ARGUMENT', '--json is about --stats: give both');
-  const { cpus, cpu: cpuTemplate, memory, accel, timeout, testdev } = options;
+  const { arch, cpus, cpu: cpuTemplate, memory, accel, timeout, testdev } = options;
   const devices = deviceConfig(options);
   const timeoutMs = timeout === undefined ? undefined : timeout * 1000;
-  const { accel: chosen, reason } = chooseAccelerator(accel);
+  const { accel: chosen, reason } = chooseAccelerator(accel, arch);
   // An insisting user hears why it may fail.
   if (interactive || (accel === 'kvm' && reason.includes('cannot run'))) say(reason);
 
-  const foreign = options.kernel !== undefined && (await isForeignKernel(options.kernel));
+  const foreign = arch === 'x86_64' && options.kernel !== undefined && (await isForeignKernel(options.kernel));
   if (foreign && hasCommand) {
     throw new VmmError(
       'INVALID_ARGUMENT',
@@ -54,6 +56,7 @@ export async function run(command: readonly string[], options: RunOptions): Prom
     if (interactive) sayEscape();
     result = await runSession({
       vm: {
+        arch,
         kernel: options.kernel,
         initrd: options.initrd,
         cmdline: options.cmdline,
@@ -65,6 +68,7 @@ export async function run(command: readonly string[], options: RunOptions): Prom
     });
   } else {
     await using images = await prepareImages(chosen, {
+      arch,
       kernelPath: options.kernel,
       command: hasCommand ? command : undefined,
       interactive,
@@ -73,6 +77,7 @@ export async function run(command: readonly string[], options: RunOptions): Prom
     if (interactive) sayEscape();
     result = await runSession({
       vm: {
+        arch,
         kernel: images.kernelPath,
         initrd: images.initrdPath,
         cmdline: options.cmdline ?? 'quiet',

@@ -1,33 +1,37 @@
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { VmmError } from '../errors.js';
-import { cachedPackages, cacheDirectory, downloadPackage, findProgram, type DebianOptions } from './debian.js';
+import { cachedPackages, downloadPackage, findProgram, unpackedDirectory, type DebianOptions } from './debian.js';
 
 const PACKAGE = 'busybox-static';
 const PT_INTERP = 3;
 
 /**
- * Finds a statically linked busybox, which needs nothing else in an initramfs: this machine's own, else the one of
+ * Finds a statically linked busybox, which needs nothing else in an initramfs: this machine's own, where it can be, else that of
  * Debian's busybox-static, from the cache or fetched into it. Nothing is installed, so this works without root.
  * @param options.fetch Whether it may be fetched. Default: true.
  * @returns The program's path.
  * @throws VmmError "IMAGE_NOT_FOUND", naming the command that installs it.
  */
 export async function findBusybox(options: DebianOptions & { fetch?: boolean } = {}): Promise<string> {
-  const own = await findProgram('busybox');
+  const { arch = 'x86_64' } = options;
+  const own = arch === 'x86_64' ? await findProgram('busybox') : undefined;
   if (own && (await isStatic(own))) return own;
   let cause: unknown;
-  if ((options.fetch ?? true) || (await cachedPackages()).includes(PACKAGE)) {
+  if ((options.fetch ?? true) || (await cachedPackages(arch)).includes(PACKAGE)) {
     try {
       await downloadPackage(PACKAGE, options);
       for (const path of ['bin/busybox', 'usr/bin/busybox']) {
-        const busybox = await findProgram(join(cacheDirectory(), 'debian', PACKAGE, path));
+        const busybox = await findProgram(join(unpackedDirectory(PACKAGE, arch), path));
         if (busybox) return busybox;
       }
     } catch (error) {
       options.signal?.throwIfAborted();
       cause = error;
     }
+  }
+  if (arch !== 'x86_64') {
+    throw new VmmError('IMAGE_NOT_FOUND', `no busybox for a guest of ${arch}: ${PACKAGE} cannot be fetched`, { cause });
   }
   const what = own ? `${own} is linked dynamically: a static one is needed` : 'busybox is not installed';
   throw new VmmError('IMAGE_NOT_FOUND', `${what}. Run: sudo apt-get install ${PACKAGE}`, { cause });

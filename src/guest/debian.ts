@@ -3,8 +3,10 @@ import { access, mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
 import { constants } from 'node:fs';
 import { homedir } from 'node:os';
 import { delimiter, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { execa } from 'execa';
 import { VmmError, type VmmErrorCode } from '../errors.js';
+import { ARCHITECTURES, type GuestArch } from './arch.js';
 
 /** Told what is being done, one short line at a time, when something takes long enough to be worth a word. */
 export type OnProgress = (line: string) => void;
@@ -12,6 +14,8 @@ export type OnProgress = (line: string) => void;
 export interface DebianOptions {
   onProgress?: OnProgress;
   signal?: AbortSignal;
+  /** Whose packages. Those of another architecture than this host's are unpacked, never installed. Default: `x86_64`. */
+  arch?: GuestArch;
 }
 
 /** Programs that come with a Debian package: what to look for, and what to install when it is not there. */
@@ -29,9 +33,16 @@ export const QEMU_X86: Requirement = {
   code: 'QEMU_UNAVAILABLE',
 };
 
+/** What emulates a guest of that architecture. */
+export const QEMU_SYSTEM: Readonly<Record<GuestArch, readonly Requirement[]>> = {
+  x86_64: [QEMU_X86],
+  aarch64: [{ programs: ['qemu-system-aarch64'], package: 'qemu-system-arm', code: 'QEMU_UNAVAILABLE' }],
+  riscv64: [{ programs: ['qemu-system-riscv64'], package: 'qemu-system-misc', code: 'QEMU_UNAVAILABLE' }],
+};
+
 const STAGING_MAX_AGE_MS = 3_600_000;
-const ARCHITECTURE = 'amd64';
 // Another installation may be going on, of this program even: two test runs on a fresh machine.
+const LISTS_LOCK_TIMEOUT_MS = 60_000;
 const WAIT_FOR_DPKG = ['-o', 'DPkg::Lock::Timeout=300'];
 const APT_ENV = { DEBIAN_FRONTEND: 'noninteractive', LC_ALL: 'C.UTF-8' };
 
@@ -63,8 +74,9 @@ export async function findProgram(name: string): Promise<string | undefined> {
  */
 export async function ensureInstalled(
   requirements: readonly Requirement[],
-  options: DebianOptions = {},
+  { onProgress, signal }: Omit<DebianOptions, 'arch'> = {},
 ): Promise<string[]> {
+  const options: DebianOptions = { ...(onProgress && { onProgress }), ...(signal && { signal }) }; // this host's packages
   const find = async () => {
     const paths = await Promise.all(
       requirements.map(async (r) => (await Promise.all(r.programs.map(findProgram))).find(Boolean)),
@@ -114,7 +126,7 @@ export async function ensureInstalled(
  */
 export async function downloadPackage(name: string, options: DebianOptions = {}): Promise<string> {
   checkName(name);
-  const unpacked = join(cacheDirectory(), 'debian', name);
+  const unpacked = unpackedDirectory(name, options.arch);
   if (await exists(unpacked)) return unpacked;
   if (!(await findProgram('apt-get'))) {
     throw new VmmError('IMAGE_NOT_FOUND', `package ${name}: this system has no apt-get to fetch it with`);
@@ -124,7 +136,7 @@ export async function downloadPackage(name: string, options: DebianOptions = {})
   await mkdir(staging, { recursive: true });
   try {
     options.onProgress?.(`fetching ${name} (apt-get download)`);
-    const qualified = `${name}:${ARCHITECTURE}`;
+    const qualified = qualifiedName(name, options);
     await withPackageLists([qualified], options, () => apt(['download', '-q', qualified], options, staging));
     const archive = (await readdir(staging)).find((file) => file.endsWith('.deb'));
     if (archive === undefined) throw new Error('apt-get download left no .deb file');
@@ -158,14 +170,19 @@ async function removeStaleStaging(): Promise<void> {
   }
 }
 
-/** Names of the packages that are unpacked in the cache. */
-export async function cachedPackages(): Promise<string[]> {
-  try {
-    return await readdir(join(cacheDirectory(), 'debian'));
-  } catch {
-    return [];
-  }
+/** Names of the packages of one architecture that are unpacked in the cache. */
+export async function cachedPackages(arch: GuestArch = 'x86_64'): Promise<string[]> {
+  const entries = await readdir(join(cacheDirectory(), 'debian')).catch(() => []);
+  return entries.map((entry) => entry.split(':')[0]).filter((name, i) => entries[i] === directoryName(name, arch));
 }
+
+/** Where a package of the cache is, or would be. */
+export function unpackedDirectory(name: string, arch: GuestArch = 'x86_64'): string {
+  return join(cacheDirectory(), 'debian', directoryName(name, arch));
+}
+
+const directoryName = (name: string, arch: GuestArch) =>
+  arch === 'x86_64' ? name : `${name}:${ARCHITECTURES[arch].debian}`;
 
 /**
  * The packages that a metapackage (`linux-image-cloud-amd64`) depends on, by the package lists of this system.
@@ -173,10 +190,10 @@ export async function cachedPackages(): Promise<string[]> {
  */
 export async function packageDependencies(name: string, options: DebianOptions = {}): Promise<string[]> {
   checkName(name);
-  const qualified = `${name}:${ARCHITECTURE}`;
+  const qualified = qualifiedName(name, options);
   try {
     const { stdout } = await withPackageLists([qualified], options, () =>
-      execa('apt-cache', ['show', '--no-all-versions', qualified], {
+      execa('apt-cache', [...foreignState(options), 'show', '--no-all-versions', qualified], {
         env: APT_ENV,
         stdin: 'ignore',
         ...cancel(options),
@@ -213,16 +230,70 @@ async function withPackageLists<T>(
     return await action();
   } catch (error) {
     options.signal?.throwIfAborted();
-    // A list that knows the package may still name a version that the mirror has replaced; only root can refresh it.
-    if (process.getuid?.() !== 0) throw error;
+    // A list that knows the package may still name a version that the mirror has replaced; the host's only root can refresh.
+    if (!isForeign(options) && process.getuid?.() !== 0) throw error;
     options.onProgress?.(`refreshing the package lists for ${packages.join(', ')} (apt-get update)`);
-    await apt(['update', '-q'], options);
+    await refreshLists(options);
     return await action();
   }
 }
 
+/** By architecture, what is under way in this process: apt lets one at a time do it. */
+const refreshing = new Map<string, Promise<void>>();
+
+function refreshLists(options: DebianOptions): Promise<void> {
+  const name = debianName(options);
+  const running =
+    refreshing.get(name) ??
+    updateUnlocked(options, Date.now() + LISTS_LOCK_TIMEOUT_MS).finally(() => refreshing.delete(name));
+  refreshing.set(name, running);
+  return running;
+}
+
+/** `apt-get update`; while another process does the same, which apt itself takes for a failure, waits. */
+async function updateUnlocked(options: DebianOptions, untilMs: number): Promise<void> {
+  try {
+    await apt(['update', '-q'], options);
+  } catch (error) {
+    options.signal?.throwIfAborted();
+    if (!/lock/i.test(lastLine(error)) || Date.now() > untilMs) throw error;
+    await sleep(500, undefined, options.signal && { signal: options.signal });
+    await updateUnlocked(options, untilMs);
+  }
+}
+
 async function apt(args: string[], options: DebianOptions, cwd?: string): Promise<void> {
-  await execa('apt-get', args, { env: APT_ENV, stdin: 'ignore', ...(cwd && { cwd }), ...cancel(options) });
+  if (isForeign(options)) await mkdir(join(foreignLists(options), 'partial'), { recursive: true });
+  await execa('apt-get', [...foreignState(options), ...args], {
+    env: APT_ENV,
+    stdin: 'ignore',
+    ...(cwd && { cwd }),
+    ...cancel(options),
+  });
+}
+
+const isForeign = ({ arch = 'x86_64' }: DebianOptions) => arch !== 'x86_64';
+const debianName = ({ arch = 'x86_64' }: DebianOptions) => ARCHITECTURES[arch].debian;
+const qualifiedName = (name: string, options: DebianOptions) => `${name}:${debianName(options)}`;
+const foreignLists = (options: DebianOptions) => join(cacheDirectory(), 'apt', debianName(options));
+
+/**
+ * Has apt look at another architecture's packages, of the same sources, without this system knowing of it: package lists
+ * of its own in the cache, no package installed, and so no `dpkg --add-architecture` and no root.
+ */
+function foreignState(options: DebianOptions): string[] {
+  if (!isForeign(options)) return [];
+  const settings = {
+    'APT::Architecture': debianName(options),
+    'APT::Architectures::': debianName(options),
+    'APT::Sandbox::User': 'root', // apt's own user cannot write to the cache
+    'Acquire::Languages': 'none',
+    'Dir::State::Lists': foreignLists(options),
+    'Dir::State::status': '/dev/null',
+    'Dir::Cache::pkgcache': '',
+    'Dir::Cache::srcpkgcache': '',
+  };
+  return Object.entries(settings).flatMap(([name, value]) => ['-o', `${name}=${value}`]);
 }
 
 function cancel(options: DebianOptions) {

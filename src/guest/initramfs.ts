@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { VmmError } from '../errors.js';
 import { CpioWriter } from './cpio.js';
+import type { GuestArch } from './arch.js';
 import { DEBUG_EXIT_PORT, debugExitProgram } from './exit-program.js';
 import { resolveModules } from './modules.js';
 import { shellCommand, shellQuote } from './shell-quote.js';
@@ -13,9 +14,18 @@ export interface InitramfsFile {
   mode?: number;
 }
 
+/**
+ * The name of the console port that takes the status where there are no I/O ports, that is on all but x86-64. QEMU's guest
+ * has it, on a virtio console; the modules it needs are {@link EXIT_PORT_MODULES}.
+ */
+export const EXIT_PORT_NAME = 'org.vmexit.exit';
+export const EXIT_PORT_MODULES: readonly string[] = ['virtio_pci', 'virtio_console'];
+
 export interface InitramfsOptions {
   /** A statically linked busybox: see `findBusybox`. */
   busyboxPath: string;
+  /** Whose it is. Default: `x86_64`. */
+  arch?: GuestArch;
   /** What to run, by its exact arguments. Default: a shell. */
   command?: readonly string[];
   /**
@@ -45,7 +55,8 @@ export interface InitramfsOptions {
  * Init itself prints nothing, as long as nothing fails. The command has the console as its controlling terminal, so that
  * Ctrl-C and job control work; its stdout and stderr both go there. When it has ended, and all its output is out, init
  * writes its exit status (128 + n after signal n) to I/O port 0xf4 (`DEBUG_EXIT_PORT`); a machine without that port is rebooted,
- * and one that does not reboot is powered off. Kernel messages are kept off the console from init's start: pass `quiet`
+ * and one that does not reboot is powered off. A guest of another architecture writes it to the console port
+ * {@link EXIT_PORT_NAME} and powers off. Kernel messages are kept off the console from init's start: pass `quiet`
  * on the command line for the time before.
  *
  * @returns An uncompressed cpio archive, the same bytes for the same input.
@@ -77,9 +88,9 @@ export async function buildInitramfs(options: InitramfsOptions): Promise<Uint8Ar
       0o755,
     )
     .file('bin/busybox', busybox, 0o755)
-    .file('sbin/debug-exit', debugExitProgram(), 0o755)
     .file('etc/passwd', 'root:x:0:0:root:/root:/bin/sh\n')
     .file('etc/group', 'root:x:0:\n');
+  if (isX86(options)) archive.file('sbin/debug-exit', debugExitProgram(), 0o755);
   for (const path of ['proc', 'sys', 'dev', 'root', 'run', 'tmp', 'mnt', 'usr/bin', 'usr/sbin']) {
     archive.directory(path, path === 'tmp' ? 0o1777 : 0o755);
   }
@@ -131,13 +142,26 @@ setsid cttyhack sh -c '
 status=$?
 sync
 stty sane # waits for what background processes have printed
-# First by the kernel, where it offers that, then from user space.
-[ -c /dev/port ] && printf "\\\\$(printf %03o $status)" | dd of=/dev/port bs=1 count=1 seek=${DEBUG_EXIT_PORT} 2>/dev/null
-(/sbin/debug-exit $status; exit) 2>/dev/null
-reboot -f
+${isX86(options) ? EXIT_BY_IO_PORT : EXIT_BY_CONSOLE_PORT}
 poweroff -f
 `;
 }
+
+const STATUS_BYTE = 'printf "\\\\$(printf %03o $status)"';
+
+// First by the kernel, where it offers that, then from user space.
+const EXIT_BY_IO_PORT = `\
+[ -c /dev/port ] && ${STATUS_BYTE} | dd of=/dev/port bs=1 count=1 seek=${DEBUG_EXIT_PORT} 2>/dev/null
+(/sbin/debug-exit $status; exit) 2>/dev/null
+reboot -f`;
+
+const EXIT_BY_CONSOLE_PORT = `\
+for port in /sys/class/virtio-ports/*; do
+  [ "$(cat $port/name 2>/dev/null)" = ${EXIT_PORT_NAME} ] && ${STATUS_BYTE} >/dev/\${port##*/}
+done
+echo 0 >/proc/sys/kernel/printk # "Power down" is no output of the command`;
+
+const isX86 = ({ arch = 'x86_64' }: InitramfsOptions) => arch === 'x86_64';
 
 function exportLine([name, value]: [string, string]): string {
   if (!/^[A-Za-z_]\w*$/.test(name))

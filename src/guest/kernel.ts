@@ -2,7 +2,14 @@ import { access, readdir } from 'node:fs/promises';
 import { constants } from 'node:fs';
 import { join } from 'node:path';
 import { VmmError } from '../errors.js';
-import { cacheDirectory, cachedPackages, downloadPackage, packageDependencies, type DebianOptions } from './debian.js';
+import { ARCHITECTURES, type GuestArch } from './arch.js';
+import {
+  cachedPackages,
+  downloadPackage,
+  packageDependencies,
+  unpackedDirectory,
+  type DebianOptions,
+} from './debian.js';
 
 /**
  * Which of Debian's kernels: `cloud` is smaller, with virtio drivers but few others; `generic` is the one for all
@@ -12,7 +19,7 @@ export type KernelFlavour = 'cloud' | 'generic';
 
 /** A Linux kernel as its distribution ships it. */
 export interface GuestKernel {
-  /** A bzImage. */
+  /** A bzImage; an Image of another architecture. */
   vmlinuzPath: string;
   /** `uname -r` */
   release: string;
@@ -28,49 +35,57 @@ export interface FindKernelOptions extends DebianOptions {
   fetch?: boolean;
 }
 
-const METAPACKAGE: Record<KernelFlavour, string> = {
-  cloud: 'linux-image-cloud-amd64',
-  generic: 'linux-image-amd64',
-};
+const metapackage = (flavour: KernelFlavour, arch: GuestArch) =>
+  `linux-image-${flavour === 'cloud' ? 'cloud-' : ''}${ARCHITECTURES[arch].debian}`;
 
 /**
  * Finds a kernel for a guest: Debian's of that flavour from the cache, or fetched into it with `apt-get download`;
- * failing that, the newest readable one in this machine's /boot, whatever its flavour.
+ * failing that, and for this host's architecture, the newest readable one in its /boot, whatever its flavour.
  * @throws VmmError "IMAGE_NOT_FOUND" when there is none; the message says how to get one.
  */
 export async function findKernel(options: FindKernelOptions = {}): Promise<GuestKernel> {
-  const flavour = options.flavour ?? 'cloud';
-  const cached = (await cachedPackages()).filter((name) => kernelFlavour(name) === flavour).sort(byVersion);
+  const { arch = 'x86_64' } = options;
+  // There is one for riscv64, and no smaller one.
+  const flavour = arch === 'riscv64' ? 'generic' : (options.flavour ?? 'cloud');
+  const cached = (await cachedPackages(arch)).filter((name) => kernelFlavour(name, arch) === flavour).sort(byVersion);
   if (cached.length > 0) {
-    const kernel = await kernelIn(join(cacheDirectory(), 'debian', cached.at(-1)!));
+    const kernel = await kernelIn(unpackedDirectory(cached.at(-1)!, arch));
     if (kernel) return kernel;
   }
 
   let fetchError: unknown;
   if (options.fetch ?? true) {
     try {
-      return await fetchKernel(flavour, options);
+      return await fetchKernel(flavour, arch, options);
     } catch (error) {
       options.signal?.throwIfAborted();
       fetchError = error;
     }
   }
 
+  const why = fetchError instanceof Error ? ` ${fetchError.message};` : '';
+  if (arch !== 'x86_64') {
+    const since = arch === 'riscv64' ? ' Debian has riscv64 from release 13 on.' : '';
+    throw new VmmError(
+      'IMAGE_NOT_FOUND',
+      `no kernel for a guest of ${arch}:${why} nothing is cached.${since} Name a kernel, and an initrd, of your own.`,
+      { cause: fetchError },
+    );
+  }
   const own = await kernelIn('/');
   if (own) return own;
-  const why = fetchError instanceof Error ? ` ${fetchError.message};` : '';
   throw new VmmError(
     'IMAGE_NOT_FOUND',
-    `no kernel for the guest:${why} none is readable in /boot. Run: apt-get install ${METAPACKAGE[flavour]}, or name one.`,
+    `no kernel for the guest:${why} none is readable in /boot. Run: apt-get install ${metapackage(flavour, arch)}, or name one.`,
     { cause: fetchError },
   );
 }
 
-async function fetchKernel(flavour: KernelFlavour, options: DebianOptions): Promise<GuestKernel> {
-  const dependencies = await packageDependencies(METAPACKAGE[flavour], options);
-  const image = dependencies.find((name) => kernelFlavour(name) === flavour);
+async function fetchKernel(flavour: KernelFlavour, arch: GuestArch, options: DebianOptions): Promise<GuestKernel> {
+  const dependencies = await packageDependencies(metapackage(flavour, arch), options);
+  const image = dependencies.find((name) => kernelFlavour(name, arch) === flavour);
   if (image === undefined) {
-    throw new VmmError('IMAGE_NOT_FOUND', `package ${METAPACKAGE[flavour]} depends on no kernel image`);
+    throw new VmmError('IMAGE_NOT_FOUND', `package ${metapackage(flavour, arch)} depends on no kernel image`);
   }
   const kernel = await kernelIn(await downloadPackage(image, options));
   if (!kernel) throw new VmmError('IMAGE_NOT_FOUND', `package ${image} holds no kernel`);
@@ -78,9 +93,12 @@ async function fetchKernel(flavour: KernelFlavour, options: DebianOptions): Prom
 }
 
 /** linux-image-6.1.0-13-amd64 or linux-image-6.1.0-13-cloud-amd64, "unsigned" or not; not -rt-, -dbg … */
-function kernelFlavour(packageName: string): KernelFlavour | undefined {
-  const match = /^linux-image-\d[\d.]*(?:\+[a-z0-9.+]+)?(?:-\d+)?(-cloud)?-amd64(?:-unsigned)?$/.exec(packageName);
-  return match ? (match[1] ? 'cloud' : 'generic') : undefined;
+function kernelFlavour(packageName: string, arch: GuestArch): KernelFlavour | undefined {
+  const match = /^linux-image-\d[\d.]*(?:\+[a-z0-9.+]+)?(?:-\d+)?(-cloud)?-([a-z0-9]+)(?:-unsigned)?$/.exec(
+    packageName,
+  );
+  if (match?.[2] !== ARCHITECTURES[arch].debian) return undefined;
+  return match[1] ? 'cloud' : 'generic';
 }
 
 /** The newest kernel below a root directory that has both a readable image and modules. */

@@ -1,4 +1,5 @@
 import { VmmError } from '../errors.js';
+import type { GuestArch } from '../guest/arch.js';
 import { kvmProblems, probeKvm, type KvmProbe } from './kvm-probe.js';
 
 export type Accelerator = 'kvm' | 'tcg';
@@ -30,9 +31,18 @@ function probeOnce(): KvmProbe | VmmError {
  * Chooses how to run a guest. `auto` takes KVM where it can run an unmodified kernel at speed, else QEMU's TCG; the first
  * choice in a process takes about 20 ms, in which this thread stands still.
  *
+ * @param arch The guest's. Another than this host's leaves TCG alone.
  * @throws VmmError code "ACCEL_UNAVAILABLE" when `kvm` was asked for and there is none; the message says what to do.
  */
-export function chooseAccelerator(request: 'auto' | Accelerator): AcceleratorChoice {
+export function chooseAccelerator(request: 'auto' | Accelerator, arch: GuestArch = 'x86_64'): AcceleratorChoice {
+  if (arch !== 'x86_64') {
+    if (request !== 'kvm')
+      return { accel: 'tcg', reason: `TCG: a guest of ${arch} is emulated on this host of x86_64` };
+    throw new VmmError(
+      'ACCEL_UNAVAILABLE',
+      `KVM runs guests of this host's architecture, x86_64, not of ${arch}: take tcg`,
+    );
+  }
   if (request === 'tcg') return { accel: 'tcg', reason: 'TCG was asked for' };
   const probe = probeOnce();
   if (probe instanceof VmmError) {

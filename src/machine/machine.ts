@@ -1,5 +1,6 @@
 import type { EventEmitter } from 'node:events';
 import type { Duplex } from 'node:stream';
+import type { GuestArch } from '../guest/arch.js';
 import type { IdMapping } from '../backends/local/share/tree.js';
 import type { Blockdev, QemuDisk } from '../backends/qemu/storage-daemon.js';
 import type { Balloon } from './balloon.js';
@@ -132,6 +133,7 @@ export interface DeviceConfig {
 
 /** What both machines are made from; already validated. Paths are absolute. */
 export interface MachineConfig {
+  arch: GuestArch;
   kernelPath: string;
   initrdPath?: string;
   /** Linux's whole command line: nothing is added to it. */

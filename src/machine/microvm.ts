@@ -46,7 +46,7 @@ export class MicroVM extends EventEmitter<MachineEvents> implements Omit<Machine
    */
   static async create(options: MicroVMOptions): Promise<MicroVM> {
     const { config, accel: request } = parseOptions(options);
-    const { accel, reason } = chooseAccelerator(request);
+    const { accel, reason } = chooseAccelerator(request, config.arch);
     const machine = accel === 'kvm' ? await KvmMachine.create(config) : await QemuMachine.create(config);
     return new MicroVM(machine, reason);
   }

@@ -2,6 +2,7 @@ import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { z } from 'zod';
 import { VmmError } from '../errors.js';
+import { ARCHITECTURES, type GuestArch } from '../guest/arch.js';
 import { MAX_GUEST_CID, MIN_GUEST_CID } from '../devices/virtio/vsock/defs.js';
 import { parsePortForward } from '../backends/net/port-forward.js';
 import type { RateLimit } from '../devices/rate-limiter.js';
@@ -21,7 +22,8 @@ const MAX_CONSOLE_PORTS = 30;
  * What makes a guest talk to us and end when it is done: console and panic output on the first serial port, a reboot
  * instead of a halt after a panic. What the user gives follows, and so overrides it.
  */
-const CMDLINE = { serial: 'console=ttyS0 panic=-1', virtio: 'console=hvc0 panic=-1' };
+const baseCmdline = (console: 'serial' | 'virtio', arch: GuestArch) =>
+  `console=${console === 'virtio' ? 'hvc0' : ARCHITECTURES[arch].serial} panic=-1`;
 
 const path = z.string().min(1, 'a path is needed').refine(noNul, 'a path holds no NUL');
 
@@ -158,6 +160,7 @@ const device = z
   );
 
 const schema = z.strictObject({
+  arch: z.enum(['x86_64', 'aarch64', 'riscv64']).default('x86_64'),
   kernel: path,
   initrd: path.optional(),
   cmdline: z.string().refine(noNul, 'a command line holds no NUL').default(''),
@@ -194,12 +197,17 @@ const schema = z.strictObject({
 
 /** What a `MicroVM` is made from. */
 export interface MicroVMOptions {
-  /** Path of a kernel: Linux for x86-64, a bzImage (`vmlinuz`) or an ELF file (`vmlinux`); or one with a Multiboot header. */
+  /** The guest's instruction set. Default `x86_64`, this host's; every other is emulated (TCG). */
+  arch?: GuestArch | undefined;
+  /**
+   * Path of a kernel: Linux for x86-64, a bzImage (`vmlinuz`) or an ELF file (`vmlinux`), or one with a Multiboot header;
+   * for another `arch` Linux's `Image`.
+   */
   kernel: string;
   /** Path of an initial RAM disk; a Multiboot kernel's module. */
   initrd?: string | undefined;
   /**
-   * Kernel parameters. Linux gets them after `console=ttyS0 panic=-1` (or `hvc0`), which they override; a Multiboot kernel
+   * Kernel parameters. Linux gets them after `console=ttyS0 panic=-1` (or `hvc0`, or `ttyAMA0`), which they override; a Multiboot kernel
    * after its file's name.
    */
   cmdline?: string | undefined;
@@ -368,7 +376,7 @@ export function parseOptions(options: MicroVMOptions): { config: MachineConfig; 
     throw new VmmError('INVALID_ARGUMENT', 'threadsPerCore: 2 needs an even number of cpus');
   }
   const { kernel, initrd, cmdline, cpus, memory, accel, drives, net, shares, vsock, devices, ...rest } = result.data;
-  const base = CMDLINE[rest.console];
+  const base = baseCmdline(rest.console, rest.arch);
   return {
     config: {
       kernelPath: resolve(kernel),

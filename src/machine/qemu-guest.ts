@@ -1,9 +1,11 @@
 import type { Duplex } from 'node:stream';
 import { VmmError } from '../errors.js';
+import { EXIT_PORT_NAME } from '../guest/initramfs.js';
 import { QemuProcess } from '../backends/qemu/process.js';
 import { describeExit, type ProcessExit } from '../backends/qemu/supervised.js';
 import type { QmpShutdownCause } from '../backends/qemu/qmp.js';
 import { allHalted, parseBytes, parseCodeBits, parseRegisters } from '../backends/qemu/registers.js';
+import type { GuestArch } from '../guest/arch.js';
 import { isForeignKernel } from './foreign.js';
 import type { CrashReport, MachineConfig, MachineExit } from './machine.js';
 
@@ -37,10 +39,12 @@ export class QemuGuest {
   readonly ended: Promise<MachineExit>;
   #cause: QmpShutdownCause | 'halt' | 'quit' | undefined;
   #crashSite: Promise<CrashReport | undefined> = Promise.resolve(undefined);
+  readonly #arch: GuestArch;
   #lastDebugByte: number | undefined;
   #haltPoll: NodeJS.Timeout | undefined;
 
-  private constructor(process: QemuProcess) {
+  private constructor(arch: GuestArch, process: QemuProcess) {
+    this.#arch = arch;
     this.process = process;
     process.chardevs['debug'].on('data', (bytes: Buffer) => (this.#lastDebugByte = bytes.at(-1)));
     process.qmp.onEvent('SHUTDOWN', ({ reason }) => this.#onShutdown(reason));
@@ -53,10 +57,11 @@ export class QemuGuest {
   /** Starts QEMU; the guest waits before its first instruction. @throws as `QemuProcess.start` does. */
   static async create(config: MachineConfig, options: { signal?: AbortSignal } = {}): Promise<QemuGuest> {
     // QEMU puts a Multiboot kernel's name first by itself.
-    const foreign = await isForeignKernel(config.kernelPath);
+    const foreign = config.arch === 'x86_64' && (await isForeignKernel(config.kernelPath));
     return new QemuGuest(
+      config.arch,
       await QemuProcess.start({
-        program: 'qemu-system-x86_64',
+        program: programOf(config),
         chardevs: ['serial0', 'debug', ...(config.testdev ? [TEST_OUTPUT] : [])],
         args: qemuArguments(config, foreign ? config.kernelArguments : config.cmdline),
         ...options,
@@ -72,7 +77,8 @@ export class QemuGuest {
 
   async run(): Promise<void> {
     await this.#command('cont');
-    this.#haltPoll ??= setInterval(() => void this.#pollHalt(), HALT_POLL_MS).unref();
+    // Only an x86 CPU says that nothing will wake it.
+    if (this.#arch === 'x86_64') this.#haltPoll ??= setInterval(() => void this.#pollHalt(), HALT_POLL_MS).unref();
   }
 
   async pause(): Promise<void> {
@@ -103,13 +109,16 @@ export class QemuGuest {
 
   async #onExit(exit: ProcessExit): Promise<MachineExit> {
     clearInterval(this.#haltPoll);
+    await ended(this.process.chardevs['debug']);
     switch (this.#cause) {
       case 'quit':
         return { reason: 'stopped' };
       case 'halt':
         return { reason: 'halt' };
       case 'guest-shutdown':
-        return { reason: 'shutdown' };
+        // Where there is no port that ends the guest, it says its status and powers off.
+        if (this.#arch === 'x86_64' || this.#lastDebugByte === undefined) return { reason: 'shutdown' };
+        return { reason: 'shutdown', debugExit: this.#lastDebugByte };
       case 'guest-panic':
         return { reason: 'panic' };
       case 'guest-reset': {
@@ -144,7 +153,7 @@ export class QemuGuest {
     return new VmmError(
       'QEMU_FAILED',
       `QEMU died under the guest: ${describeExit(exit)}${said ? ` (${said})` : ''}. Create the machine anew`,
-      { operation: 'qemu-system-x86_64' },
+      { operation: `qemu-system-${this.#arch}` },
     );
   }
 
@@ -184,17 +193,43 @@ export class QemuGuest {
   }
 }
 
+const programOf = ({ arch }: MachineConfig) => `qemu-system-${arch}`;
+
+/** Resolves when all that QEMU wrote has been read; QEMU is gone. */
+async function ended(stream: Duplex): Promise<void> {
+  if (stream.readableEnded || stream.destroyed) return;
+  await new Promise<void>((resolve) => stream.once('end', resolve).once('close', resolve));
+}
+
 function qemuArguments(config: MachineConfig, cmdline: string): string[] {
   return [
-    ...['-M', MACHINE, '-cpu', 'max', '-smp', String(config.cpus)],
+    ...['-cpu', 'max', '-smp', String(config.cpus)],
     ...['-m', `size=${Math.ceil(config.memoryBytes / 2 ** 10)}k`],
     ...['-kernel', config.kernelPath, '-append', cmdline],
     ...(config.initrdPath === undefined ? [] : ['-initrd', config.initrdPath]),
-    ...['-serial', 'chardev:serial0', '-device', DEBUG_EXIT_BYTE, '-device', DEBUG_EXIT, '-device', 'pvpanic'],
-    ...(config.testdev ? ['-device', 'pc-testdev', '-device', `isa-debugcon,iobase=0xf1,chardev=${TEST_OUTPUT}`] : []),
+    ...['-serial', 'chardev:serial0'],
+    ...(config.arch === 'x86_64' ? pcArguments(config) : virtArguments(config)),
     // The guest's end stops it, so that it can be looked at; `quit` then ends the process.
     ...['-action', 'reboot=shutdown,shutdown=pause,panic=shutdown'],
+  ];
+}
+
+function pcArguments(config: MachineConfig): string[] {
+  return [
+    ...['-M', MACHINE],
+    ...['-device', DEBUG_EXIT_BYTE, '-device', DEBUG_EXIT, '-device', 'pvpanic'],
+    ...(config.testdev ? ['-device', 'pc-testdev', '-device', `isa-debugcon,iobase=0xf1,chardev=${TEST_OUTPUT}`] : []),
     // The only way to tell a triple fault from a reset the guest asked for: QEMU logs the former.
     ...['-d', 'cpu_reset'],
+  ];
+}
+
+/** The machines that QEMU made up for architectures without a PC, both called `virt`. */
+function virtArguments({ arch }: MachineConfig): string[] {
+  return [
+    // GICv2 has room for 8 CPUs.
+    ...(arch === 'aarch64' ? ['-M', 'virt,accel=tcg,gic-version=3'] : ['-M', 'virt,accel=tcg']),
+    ...['-device', 'pvpanic-pci', '-device', 'virtio-serial-pci,id=exit'],
+    ...['-device', `virtserialport,bus=exit.0,chardev=debug,name=${EXIT_PORT_NAME}`],
   ];
 }

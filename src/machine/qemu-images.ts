@@ -6,21 +6,39 @@ import { parseMultiboot } from '../boot/multiboot.js';
 import { VmmError } from '../errors.js';
 import type { MachineConfig } from './machine.js';
 
-/** What Linux takes on x86, less the NUL (COMMAND_LINE_SIZE). */
-const CMDLINE_MAX_BYTES = 2047;
+/** What Linux takes, less the NUL (COMMAND_LINE_SIZE). */
+const CMDLINE_MAX_BYTES = { x86_64: 2047, aarch64: 2047, riscv64: 1023 };
+
+/**
+ * The header that the Images of both architectures begin with: le64 text_offset at 8, le64 image_size at 16, the magic at
+ * 56 (Linux: Documentation/arm64/booting.rst, Documentation/riscv/boot-image-header.rst).
+ */
+const IMAGE_MAGIC = { aarch64: 'ARM\x64', riscv64: 'RSC\x05' };
+const IMAGE_HEADER_BYTES = 64;
 
 /**
  * Checks what QEMU would take as it is and let the guest fail over, with the errors that the KVM machine gives.
  *
  * @throws VmmError code "BAD_KERNEL", "BAD_INITRD", "BAD_CMDLINE", or "OUT_OF_GUEST_MEMORY".
  */
-export async function checkImages({ kernelPath, initrdPath, cmdline, memoryBytes }: MachineConfig): Promise<void> {
+export async function checkImages({
+  arch,
+  kernelPath,
+  initrdPath,
+  cmdline,
+  memoryBytes,
+}: MachineConfig): Promise<void> {
   const kernel = await readFile(kernelPath).catch((cause: unknown) => {
     throw unreadable('BAD_KERNEL', 'kernel', kernelPath, cause);
   });
-  let cmdlineMaxBytes = CMDLINE_MAX_BYTES;
+  let cmdlineMaxBytes = CMDLINE_MAX_BYTES[arch];
   let needed: number;
-  if (bootProtocol(kernel) === 'multiboot') {
+  if (arch !== 'x86_64') {
+    const isImage = kernel.length > IMAGE_HEADER_BYTES && kernel.toString('latin1', 56, 60) === IMAGE_MAGIC[arch];
+    if (!isImage) throw new VmmError('BAD_KERNEL', `${kernelPath} is no Linux Image for ${arch}`);
+    const sizeBytes = kernel.readBigUInt64LE(8) + kernel.readBigUInt64LE(16);
+    needed = Number(sizeBytes > kernel.length ? sizeBytes : kernel.length);
+  } else if (bootProtocol(kernel) === 'multiboot') {
     if (isElf64(kernel)) {
       throw new VmmError(
         'BAD_KERNEL',

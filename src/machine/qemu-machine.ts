@@ -206,6 +206,8 @@ const closed = (operation: string) =>
 
 /** What is not there yet is refused, not ignored. */
 function refuseDevices({
+  arch,
+  testdev,
   drives,
   net,
   shares,
@@ -228,6 +230,7 @@ function refuseDevices({
     cpuTemplate !== 'host' && `cpuTemplate: "${cpuTemplate}"`,
     balloon && 'balloon',
     devices.length > 0 && 'devices',
+    arch !== 'x86_64' && testdev && 'testdev',
   ].filter(Boolean);
   if (asked.length === 0) return;
   throw new VmmError(

@@ -29,6 +29,7 @@ beforeAll(async () => {
   // A guest that does, line by line, what it is told.
   const initrdPath = await initramfs('echo READY; while read -r line; do eval "$line"; done');
   config = {
+    arch: 'x86_64',
     kernelPath: kernel.vmlinuzPath,
     initrdPath,
     kernelArguments: 'quiet',

@@ -11,6 +11,8 @@ const STDERR_TAIL_BYTES = 64 * 1024;
 /** Debian's package of each program, for the advice when one is missing. */
 const PACKAGES: Readonly<Record<string, string>> = {
   'qemu-system-x86_64': 'qemu-system-x86',
+  'qemu-system-aarch64': 'qemu-system-arm',
+  'qemu-system-riscv64': 'qemu-system-misc',
   'qemu-storage-daemon': 'qemu-system-common',
   virtiofsd: 'qemu-system-common',
   setpriv: 'util-linux',

@@ -2,6 +2,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import type { GuestArch } from '../../../src/guest/arch.js';
 import { cacheDirectory, downloadPackage, ensureInstalled, findProgram } from '../../../src/guest/debian.js';
 import { findKernel } from '../../../src/guest/kernel.js';
 
@@ -38,6 +39,23 @@ describe('findKernel', () => {
     const root = join(directory, 'vmexit/debian/linux-image-6.12.48+deb13-amd64');
     expect(generic.vmlinuzPath).toBe(join(root, 'boot/vmlinuz-6.12.48+deb13-amd64'));
     expect(generic.modulesDir).toBe(join(root, 'lib/modules/6.12.48+deb13-amd64'));
+  });
+
+  it('takes the kernel of the architecture that was asked for', async () => {
+    cache('linux-image-6.1.0-9-cloud-amd64', '6.1.0-9-cloud-amd64');
+    cache('linux-image-6.1.0-9-cloud-arm64:arm64', '6.1.0-9-cloud-arm64');
+    cache('linux-image-6.12.1-riscv64:riscv64', '6.12.1-riscv64');
+    const release = async (arch: GuestArch) => (await findKernel({ arch, fetch: false })).release;
+    expect(await release('x86_64')).toBe('6.1.0-9-cloud-amd64');
+    expect(await release('aarch64')).toBe('6.1.0-9-cloud-arm64');
+    expect(await release('riscv64')).toBe('6.12.1-riscv64');
+  });
+
+  it('says what to do where there is none for another architecture, and takes none of this host for it', async () => {
+    await expect(findKernel({ arch: 'riscv64', fetch: false })).rejects.toMatchObject({
+      code: 'IMAGE_NOT_FOUND',
+      message: expect.stringMatching(/riscv64.*release 13.*Name a kernel, and an initrd/) as string,
+    });
   });
 });
 

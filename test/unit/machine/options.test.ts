@@ -18,6 +18,7 @@ describe('options', () => {
     expect(parseOptions({ kernel: 'vmlinuz' })).toEqual({
       accel: 'auto',
       config: {
+        arch: 'x86_64',
         kernelPath: resolve('vmlinuz'),
         cmdline: 'console=ttyS0 panic=-1',
         kernelArguments: '',
@@ -44,6 +45,7 @@ describe('options', () => {
   });
 
   it('put what the user adds to the command line last, where it overrides', () => {
+    expect(parseOptions({ kernel: '/k', arch: 'aarch64' }).config.cmdline).toBe('console=ttyAMA0 panic=-1');
     const { config } = parseOptions({ kernel: '/k', cmdline: ' quiet panic=5 ' });
     expect(config.cmdline).toBe('console=ttyS0 panic=-1 quiet panic=5');
   });
