@@ -11,17 +11,24 @@ import { VirtioVsock } from '../../../src/devices/virtio/vsock/vsock.js';
 import type { VirtioDevice } from '../../../src/virtio/device.js';
 import { RAM_END } from './memory.js';
 import type { FuzzRandom } from './random.js';
+import { share } from './share-subject.js';
 
 /** A device under test, with a host at its other side that does what it likes, too. */
 export interface Subject {
   readonly device: VirtioDevice;
+  /** How many requests a driver makes in one case, at most; default 1. For a device that a single one does not get far. */
+  readonly maxRequestsAtOnce?: number;
+  /** Whether each request must have something to read and room for an answer, or it fails the device. */
+  readonly answers?: boolean;
+  /** What a guest has open at the host's side cannot always be saved. */
+  readonly mayRefuseToSave?: boolean;
   /** The readable bytes of a request for a queue, as a driver might send them: right in form, wild in content. */
   payload(queue: number): Uint8Array;
   /** Something happens at the host's side. */
   hostActs(): void;
   /** What must hold at any time. @throws where it does not. */
   check(): void;
-  close(): void;
+  close(): void | Promise<void>;
 }
 
 export type SubjectName = keyof typeof SUBJECTS;
@@ -233,4 +240,5 @@ export const SUBJECTS = {
   rng,
   vsock,
   balloon,
-} satisfies Record<string, (random: FuzzRandom) => Subject>;
+  share,
+} satisfies Record<string, (random: FuzzRandom) => Subject | Promise<Subject>>;

@@ -17,8 +17,12 @@ import { SUBJECTS, type Subject, type SubjectName } from './subjects.js';
 export const TRANSPORTS = ['mmio', 'pci', 'pci, INTx'] as const;
 export type Transport = (typeof TRANSPORTS)[number];
 
-/** Turns of the event loop within which a device must have ended what it had in flight. */
+/**
+ * Turns of the event loop within which a device must have ended what it had in flight, and how long it may take where
+ * threads are at work.
+ */
 const MAX_TURNS_TO_RESET = 200;
+const MAX_RESET_MS = 10_000;
 /** Guest memory is the same for all episodes: it is cleared for each. */
 const guarded = new GuardedMemory();
 
@@ -30,7 +34,7 @@ export async function virtioEpisode(
   log: Log,
 ): Promise<void> {
   guarded.clear();
-  const subject = SUBJECTS[name](random);
+  const subject: Subject = await SUBJECTS[name](random);
   const { memory } = guarded;
   const rig =
     transport === 'mmio' ? mmioRig(subject.device, memory) : pciRig(subject.device, memory, transport === 'pci');
@@ -43,7 +47,7 @@ export async function virtioEpisode(
     }
     await episode.end();
   } finally {
-    subject.close();
+    await subject.close();
   }
   if (!guarded.guardsIntact) throw new Error('bytes outside guest memory were written');
 }
@@ -68,8 +72,9 @@ class Episode {
     const random = this.#random;
     // A device that has failed does nothing more: there is little to find.
     if (this.#rig.core.status & STATUS_NEEDS_RESET && random.chance(3)) return this.restart();
-    const kind = random.below(100);
-    if (kind < 45) this.#request();
+    // A conversation has to go on for a while.
+    const kind = this.#subject.answers && !random.chance(4) ? 0 : random.below(100);
+    if (kind < 45) await this.#requests();
     else if (kind < 55) this.#brokenRequest();
     else if (kind < 70) this.#register();
     else if (kind < 74) this.#scribble();
@@ -109,8 +114,11 @@ class Episode {
 
   async #reset(): Promise<void> {
     this.#log.step('reset', () => this.#rig.reset());
+    const deadline = performance.now() + MAX_RESET_MS;
     for (let turns = 0; this.#rig.core.status !== 0; turns++) {
-      if (turns === MAX_TURNS_TO_RESET) throw new Error(`status is ${hex(this.#rig.core.status)} long after a reset`);
+      if (turns >= MAX_TURNS_TO_RESET && performance.now() > deadline) {
+        throw new Error(`status is ${hex(this.#rig.core.status)} long after a reset`);
+      }
       await setImmediate();
     }
   }
@@ -118,6 +126,19 @@ class Episode {
   async #turn(): Promise<void> {
     this.#log.step('a turn of the event loop', () => {});
     await setImmediate();
+  }
+
+  async #requests(): Promise<void> {
+    const { device, maxRequestsAtOnce, answers } = this.#subject;
+    // Not drawn where there is no choice, so that the other devices' seeds stay what they are.
+    for (let left = maxRequestsAtOnce ? 1 + this.#random.below(maxRequestsAtOnce) : 1; left > 0; left--) {
+      this.#request();
+      // What builds on an answer waits for it.
+      if (!answers || this.#random.chance(3)) continue;
+      this.#log.step('the answers', () => {});
+      await device.quiesce?.();
+      device.resume?.();
+    }
   }
 
   /** A chain as a driver makes it; where in memory, and how long, is anything but sure. */
@@ -130,14 +151,16 @@ class Episode {
     const at = this.#place(payload.length);
     this.#arena.memory.write(at, payload);
     const cut = random.chance(3) ? random.below(payload.length + 1) : payload.length;
-    if (payload.length > 0 && !random.chance(5)) {
+    const whole = this.#subject.answers === true && !random.chance(200);
+    if (payload.length > 0 && (whole || !random.chance(5))) {
       buffers.push({ gpa: at, length: cut });
       if (cut < payload.length) buffers.push({ gpa: at + cut, length: payload.length - cut });
     }
-    const writable = random.pick([0, 1, 1, 2, 3]);
+    const writable = random.pick([whole ? 1 : 0, 1, 1, 2, 3]);
+    if (whole) buffers.push({ gpa: this.#place(64), length: 11 + random.below(50), writable: true });
     for (let i = 0; i < writable; i++) {
       const length = random.pick([1, 8, 16, 44, 512, 1526, 4096, 4096 + random.below(60_000)]);
-      buffers.push({ gpa: random.chance(30) ? random.u32() : this.#place(length), length, writable: true });
+      buffers.push({ gpa: !whole && random.chance(30) ? random.u32() : this.#place(length), length, writable: true });
     }
     if (buffers.length === 0) return;
     this.#log.step(`request in queue ${index}: ${describe(buffers)}`, () => {
@@ -216,7 +239,14 @@ class Episode {
     const { device } = this.#subject;
     this.#log.step('quiesce', () => {});
     await device.quiesce?.();
-    this.#log.step('save and restore', () => this.#rig.roundTrip());
+    this.#log.step('save and restore', () => {
+      try {
+        this.#rig.roundTrip();
+      } catch (error) {
+        const refused = error instanceof VmmError && error.code === 'INVALID_STATE';
+        if (!(refused && this.#subject.mayRefuseToSave)) throw error;
+      }
+    });
     device.resume?.();
   }
 
