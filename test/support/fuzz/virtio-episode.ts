@@ -22,7 +22,7 @@ export type Transport = (typeof TRANSPORTS)[number];
  * threads are at work.
  */
 const MAX_TURNS_TO_RESET = 200;
-const MAX_RESET_MS = 10_000;
+const MAX_RESET_MS = 60_000;
 /** Guest memory is the same for all episodes: it is cleared for each. */
 const guarded = new GuardedMemory();
 
