@@ -2,8 +2,9 @@
  * Preloaded into a VMM, measures the time between the return of one KVM_RUN and the next: what the VMM itself adds to
  * an exit. The program under test stays as it is: this stands between it and the C library's ioctl().
  *
- * At the end of the process the file that VMEXIT_STAMPS names gets one line: "MEDIAN_NS P90_NS SAMPLES", less what
- * reading the time stamp counter takes. The first SKIP samples are left out: a JIT compiles meanwhile.
+ * At the end of the process the file that VMEXIT_STAMPS names gets a line "MEDIAN_NS P90_NS SAMPLES", and a second one
+ * with up to RAW samples in ns, every nth of all in ascending order; less what reading the time stamp counter takes.
+ * The first SKIP samples are left out: a JIT compiles meanwhile. Threads are measured each by itself.
  */
 #include <linux/kvm.h>
 #include <stdarg.h>
@@ -15,11 +16,11 @@
 #include <unistd.h>
 #include <x86intrin.h>
 
-enum { SKIP = 20000, CAPACITY = 1 << 20 };
+enum { SKIP = 20000, CAPACITY = 1 << 20, RAW = 500 };
 
 static uint32_t samples[CAPACITY];
-static uint64_t seen;
-static uint64_t left;
+static _Atomic uint64_t seen;
+static _Thread_local uint64_t left;
 static uint64_t start_tsc;
 static struct timespec start_time;
 
@@ -38,11 +39,10 @@ int ioctl(int fd, unsigned long request, ...) {
 
   uint64_t entering = __rdtsc();
   if (left) {
-    if (seen >= SKIP && seen - SKIP < CAPACITY) {
-      uint64_t ticks = entering - left;
-      samples[seen - SKIP] = ticks < UINT32_MAX ? (uint32_t)ticks : UINT32_MAX;
+    uint64_t index = seen++, ticks = entering - left;
+    if (index >= SKIP && index - SKIP < CAPACITY) {
+      samples[index - SKIP] = ticks < UINT32_MAX ? (uint32_t)ticks : UINT32_MAX;
     }
-    seen++;
   }
   int result = (int)syscall(SYS_ioctl, fd, request, argument);
   left = __rdtsc();
@@ -69,10 +69,15 @@ __attribute__((destructor)) static void report(void) {
     if (ticks < cost) cost = ticks;
   }
   double ns_per_tick = seconds_since_start() * 1e9 / (double)(__rdtsc() - start_tsc);
-  qsort(samples, count, sizeof *samples, ascending);
   FILE* file = fopen(path, "w");
   if (file == NULL) return;
+  qsort(samples, count, sizeof *samples, ascending);
   double median = (double)samples[count / 2] - (double)cost, p90 = (double)samples[count * 9 / 10] - (double)cost;
   fprintf(file, "%.1f %.1f %llu\n", median * ns_per_tick, p90 * ns_per_tick, (unsigned long long)count);
+  uint64_t raw = count < RAW ? count : RAW;
+  for (uint64_t i = 0; i < raw; i++) {
+    double ticks = (double)samples[i * count / raw] - (double)cost;
+    fprintf(file, "%.0f%c", ticks * ns_per_tick, i + 1 < raw ? ' ' : '\n');
+  }
   fclose(file);
 }

@@ -8,7 +8,7 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { execa, ExecaError } from 'execa';
 import { cacheDirectory } from '../guest/debian.js';
-import type { Context } from './benchmark.js';
+import type { Context, Sample } from './benchmark.js';
 
 const SOURCES = fileURLToPath(new URL('../../benchmarks/', import.meta.url));
 
@@ -73,4 +73,11 @@ export class BaselineProcess implements AsyncDisposable {
     this.#child.stdin!.end();
     if (this.#child.exitCode === null && this.#child.signalCode === null) await once(this.#child, 'exit');
   }
+}
+
+/** Numbers of a C program that answers with those of one operation after another. @param parts What they are, in order. */
+export function partsOf(answer: readonly number[], parts: readonly string[]): Sample[] {
+  return Array.from({ length: answer.length / parts.length }, (_, operation) =>
+    Object.fromEntries(parts.map((part, index) => [part, answer[operation * parts.length + index]])),
+  );
 }

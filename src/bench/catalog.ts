@@ -1,12 +1,36 @@
 import type { Benchmark } from './benchmark.js';
+import { each } from './exits/each.js';
+import { immediateExit } from './exits/immediate-exit.js';
+import { ioeventfd } from './exits/ioeventfd.js';
+import { irqfdWakeup } from './exits/irqfd-wakeup.js';
 import { mmioRead } from './exits/mmio-read.js';
 import { mmioWrite } from './exits/mmio-write.js';
+import { outsideKvmRun } from './exits/outside-kvm-run.js';
 import { pioIn } from './exits/pio-in.js';
 import { pioOut } from './exits/pio-out.js';
 import { pioString } from './exits/pio-string.js';
+import { vcpus } from './exits/vcpus.js';
+import { manyVms } from './lifecycle/many-vms.js';
+import { oneVm } from './lifecycle/one-vm.js';
+import { slots } from './memory/slots.js';
 
 /** Every benchmark, in the order of a report. */
-export const BENCHMARKS: readonly Benchmark[] = [pioOut, pioIn, pioString, mmioWrite, mmioRead];
+export const BENCHMARKS: readonly Benchmark[] = [
+  pioOut,
+  pioIn,
+  pioString,
+  mmioWrite,
+  mmioRead,
+  each,
+  outsideKvmRun,
+  vcpus,
+  ioeventfd,
+  irqfdWakeup,
+  immediateExit,
+  oneVm,
+  manyVms,
+  slots,
+];
 
 /**
  * @param paths Names, or folders of names: `exits`, `exits/pio-out`. None: all.

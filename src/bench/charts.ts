@@ -1,7 +1,7 @@
 /** Charts of a report, as SVG: vega-lite says what is drawn, vega draws it without a browser. */
 import type * as Vega from 'vega';
 import type * as VegaLite from 'vega-lite';
-import { formatValue, scaleFor } from './format.js';
+import { formatRatio, formatValue, scaleFor } from './format.js';
 import type { BenchmarkReport } from './report.js';
 
 export type Theme = 'light' | 'dark';
@@ -66,25 +66,28 @@ function bars({ metrics, series }: BenchmarkReport): Spec {
   const names = Object.keys(metrics);
   const { unit } = metrics[names[0]];
   const { divisor, symbol } = scaleFor(Math.max(...series.map(({ summary }) => summary.median)), unit);
-  const values = series.map(({ contender, metric, summary, ratio }) => ({
+  const values = series.map(({ contender, metric, summary, ratio, isFloor }) => ({
     contender,
+    ...(isFloor && { floor: summary.median / divisor }),
     metric: metrics[metric].title,
     median: summary.median / divisor,
     low: (summary.median - summary.mad) / divisor,
     high: (summary.median + summary.mad) / divisor,
-    label: `${formatValue(summary.median, unit)}${ratio ? `, × ${ratio.median.toFixed(2)}` : ''}`,
+    label: `${formatValue(summary.median, unit)}${ratio ? `, × ${formatRatio(ratio.median)}` : ''}`,
   }));
   const order = unique(series.map(({ contender }) => contender));
   const several = names.length > 1;
   const title = several ? 'Medians, ± median absolute deviation' : `${metrics[names[0]].title}: median ± MAD`;
   const y = { field: 'contender', type: 'nominal', sort: order, title: null, axis: { labelLimit: 220 } };
   const x = { type: 'quantitative', title: axisTitle(several ? 'time' : metrics[names[0]].title, symbol) };
-  const layer = [
-    { mark: { type: 'bar', height: 18 }, encoding: { x: { ...x, field: 'median' }, color: color(order, false) } },
-    { mark: { type: 'rule', strokeWidth: 1.5 }, encoding: { x: { ...x, field: 'low' }, x2: { field: 'high' } } },
+  const layer: { mark: object; encoding: { x: object } & Record<string, object> }[] = [
+    // Of the floor's row alone, over the whole height.
+    { mark: { type: 'rule', strokeDash: [4, 3], opacity: 0.6 }, encoding: { x: { ...x, field: 'floor' } } },
+    { mark: { type: 'bar', height: 18 }, encoding: { x: { ...x, field: 'median' }, y, color: color(order, false) } },
+    { mark: { type: 'rule', strokeWidth: 1.5 }, encoding: { x: { ...x, field: 'low' }, x2: { field: 'high' }, y } },
     {
       mark: { type: 'text', align: 'left', dx: 6 },
-      encoding: { x: { ...x, field: 'high' }, text: { field: 'label' } },
+      encoding: { x: { ...x, field: 'high' }, y, text: { field: 'label' } },
     },
   ];
   // Room for the labels at the longest bar's end.
@@ -98,8 +101,8 @@ function bars({ metrics, series }: BenchmarkReport): Spec {
     spec: {
       data: { values },
       ...(several
-        ? { facet, spec: { width: WIDTH - 100, height: { step: 28 }, encoding: { y }, layer } }
-        : { width: WIDTH, height: { step: 28 }, encoding: { y }, layer }),
+        ? { facet, spec: { width: WIDTH - 100, height: { step: 28 }, layer } }
+        : { width: WIDTH, height: { step: 28 }, layer }),
     },
   };
 }

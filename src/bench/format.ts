@@ -34,3 +34,8 @@ export function formatNumber(value: number): string {
   if (Number.isInteger(value) || magnitude >= 100) return Math.round(value).toLocaleString('en');
   return value.toFixed(magnitude >= 10 ? 1 : 2);
 }
+
+/** Two places, for a hundredth of the floor is what ratios are about, as long as they are small. */
+export function formatRatio(ratio: number): string {
+  return ratio >= 100 ? formatNumber(ratio) : ratio.toFixed(2);
+}

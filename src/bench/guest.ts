@@ -44,8 +44,6 @@ export function createGuest(code: readonly number[], { vcpus = 1, irqchip = fals
     const made = Array.from({ length: vcpus }, (_, id) => {
       const vcpu = vm.createVcpu(id);
       vcpu.setCpuid(cpuid);
-      // Others than the first would wait for a start-up IPI.
-      if (irqchip) vcpu.setMpState(KVM_MP_STATE.RUNNABLE);
       const sregs = vcpu.getSregs();
       for (const name of ['cs', 'ds', 'fs', 'gs', 'ss'] as const) {
         sregs[name].base = 0n;
@@ -78,6 +76,8 @@ export function enter(vcpu: Vcpu, count: number): void {
     rcx: BigInt(count),
     rdx: BigInt(PORT),
   });
+  // It may have halted, or be waiting for a start-up IPI.
+  vcpu.setMpState(KVM_MP_STATE.RUNNABLE);
 }
 
 /** @throws Unavailable with what is missing. */

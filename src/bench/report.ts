@@ -102,7 +102,7 @@ export function toReport(
     ...(axis && { axis }),
     ...(skipped !== undefined && { skipped }),
     notes,
-    series: measured.flatMap((entry) => Object.keys(metrics).flatMap((metric) => toSeries(entry, metric, measured))),
+    series: Object.keys(metrics).flatMap((metric) => measured.flatMap((entry) => toSeries(entry, metric, measured))),
     tallies: extras.tallies ?? [],
     timelines: extras.timelines ?? [],
   };

@@ -1,5 +1,5 @@
 import Table from 'cli-table3';
-import { formatValue, scaleFor } from './format.js';
+import { formatRatio, formatValue, scaleFor } from './format.js';
 import type { BenchmarkReport, Series } from './report.js';
 
 /** One benchmark for a person at a terminal. */
@@ -39,5 +39,5 @@ export function benchmarkTable(report: BenchmarkReport): string {
 /** What is read first in a table: how far from the floor. */
 export function ratioText({ isFloor, ratio }: Series): string {
   if (isFloor) return 'floor';
-  return ratio ? `${ratio.median.toFixed(2)} ± ${ratio.mad.toFixed(2)}` : '';
+  return ratio ? `${formatRatio(ratio.median)} ± ${formatRatio(ratio.mad)}` : '';
 }

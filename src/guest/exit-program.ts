@@ -37,9 +37,11 @@ const LOAD_ADDRESS = 0x40_0000n;
 const EHDR_BYTES = 64;
 const PHDR_BYTES = 56;
 
-/** The program as a static x86-64 executable: an ELF header, one loadable segment, the code. */
-export function debugExitProgram(): Uint8Array {
-  const sizeBytes = EHDR_BYTES + PHDR_BYTES + CODE.length;
+export const debugExitProgram = (): Uint8Array => staticExecutable(CODE);
+
+/** A program as a static x86-64 executable: an ELF header, one loadable segment, the code, which is entered at its start. */
+export function staticExecutable(code: readonly number[]): Uint8Array {
+  const sizeBytes = EHDR_BYTES + PHDR_BYTES + code.length;
   const elf = Buffer.alloc(sizeBytes);
   elf.set([0x7f, 0x45, 0x4c, 0x46, 2, 1, 1]); // magic; 64 bits, little endian, version 1
   elf.writeUInt16LE(2, 0x10); // e_type: ET_EXEC
@@ -59,6 +61,6 @@ export function debugExitProgram(): Uint8Array {
   elf.writeBigUInt64LE(BigInt(sizeBytes), EHDR_BYTES + 0x28); // p_memsz
   elf.writeBigUInt64LE(0x1000n, EHDR_BYTES + 0x30); // p_align
 
-  elf.set(CODE, EHDR_BYTES + PHDR_BYTES);
+  elf.set(code, EHDR_BYTES + PHDR_BYTES);
   return elf;
 }

@@ -1,7 +1,7 @@
 /** One guest, run by the loops that can serve its exits: in C, inline, on threads, and by hand. */
 import { Bus } from '../../bus/bus.js';
 import type { BusDevice } from '../../bus/device.js';
-import type { Vcpu } from '../../kvm/index.js';
+import type { Vcpu, Vm } from '../../kvm/index.js';
 import { InlineRunLoop } from '../../loop/inline-run-loop.js';
 import type { RunLoop } from '../../loop/run-loop.js';
 import { ThreadedRunLoop } from '../../loop/threaded-run-loop.js';
@@ -25,12 +25,31 @@ export class Counter implements BusDevice {
   }
 }
 
+/** Notes when each write came, too. */
+class Stamper extends Counter {
+  #stampsMs: number[] = [];
+  override write(offset: number, size: number, value: number): void {
+    this.#stampsMs.push(performance.now());
+    super.write(offset, size, value);
+  }
+  override reset(): void {
+    super.reset();
+    this.#stampsMs = [];
+  }
+  /** From each write to the next, in ns. */
+  times(): number[] {
+    return this.#stampsMs.slice(1).map((atMs, before) => (atMs - this.#stampsMs[before]) * 1e6);
+  }
+}
+
 export interface ExitWork {
   /** Does the work ECX times, then ends by `FINISH`. */
   code: readonly number[];
   space: 'pio' | 'mmio';
   /** What one operation adds to the device's sum, at least. */
   exitsPerOperation?: number;
+  /** Adds to the VM what the work needs. @returns What is to be closed in the end, and to be checked after each round. */
+  attach?(vm: Vm): Disposable & { check(operations: number): void };
 }
 
 /** The contenders of every kind of exit: the C loop, the inline loop, a thread for the vCPU, and `vcpu.run()` by hand. */
@@ -45,7 +64,7 @@ export async function exitContenders(work: ExitWork, context: Context): Promise<
   ];
 }
 
-/** @param kind What `exits.c` calls it. */
+/** @param kind What `exits.c` calls it; one that ends in `-each` answers with a time for each operation. */
 export function cContender(program: string, code: readonly number[], kind: string, vcpus?: number): Contender {
   return {
     name: 'C',
@@ -56,7 +75,9 @@ export function cContender(program: string, code: readonly number[], kind: strin
       const process = new BaselineProcess(program, [image.path, kind, String(vcpus ?? 1)]);
       return {
         async round(operations) {
-          const [wallNs] = await process.ask(operations);
+          const answer = await process.ask(operations);
+          if (kind.endsWith('-each')) return answer.map((time) => ({ time }));
+          const [wallNs] = answer;
           return [{ time: wallNs / operations / (vcpus ?? 1) }];
         },
         async [Symbol.asyncDispose]() {
@@ -72,10 +93,13 @@ export interface LoopOptions {
   threaded?: boolean;
   /** More than one needs threads, and is the place on the benchmark's axis. */
   vcpus?: number;
+  /** A sample is the time from one exit to the next, not a mean. */
+  each?: boolean;
 }
 
 /** The guest under a run loop of this package. */
-export function loopContender(name: string, work: ExitWork, { threaded = false, vcpus }: LoopOptions = {}): Contender {
+export function loopContender(name: string, work: ExitWork, options: LoopOptions = {}): Contender {
+  const { threaded = false, vcpus, each = false } = options;
   return {
     name,
     ...(vcpus !== undefined && { at: vcpus }),
@@ -83,7 +107,8 @@ export function loopContender(name: string, work: ExitWork, { threaded = false, 
       const count = vcpus ?? 1;
       // With interrupt controllers a vCPU that has finished waits in the kernel for the others.
       const guest = createGuest(work.code, { vcpus: count, irqchip: count > 1 });
-      const device = new Counter();
+      const device = each ? new Stamper() : new Counter();
+      const attached = work.attach?.(guest.vm);
       let running: { loop: RunLoop; left: number } | undefined;
       const end: BusDevice = {
         name: 'end',
@@ -104,10 +129,13 @@ export function loopContender(name: string, work: ExitWork, { threaded = false, 
           const fatal = await loop.run();
           const wallMs = performance.now() - startMs;
           if (fatal) throw new Error(`the guest ended: ${fatal.exit.reason}`);
-          checkSum(device, operations * count * (work.exitsPerOperation ?? 1));
+          if (attached) attached.check(operations * count);
+          else checkSum(device, operations * count * (work.exitsPerOperation ?? 1));
+          if (device instanceof Stamper) return device.times().map((time) => ({ time }));
           return [{ time: (wallMs * 1e6) / operations / count }];
         },
         [Symbol.asyncDispose]() {
+          attached?.[Symbol.dispose]();
           guest[Symbol.dispose]();
           return Promise.resolve();
         },

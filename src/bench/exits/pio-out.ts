@@ -4,7 +4,8 @@ import type { Benchmark } from '../benchmark.js';
 import { FINISH } from '../guest.js';
 import { exitContenders } from './contenders.js';
 
-const CODE = [
+/** Writes DX ECX times. */
+export const PIO_OUT = [
   [0x88, 0xc8], //        1:  mov  al, cl
   [0xee], //                  out  dx, al
   [0x66, 0x49], //            dec  ecx
@@ -17,7 +18,7 @@ export const pioOut: Benchmark = {
   title: 'Port write',
   description: 'A guest writes a byte to the port of a device in user space. Guest, KVM and device included.',
   metrics: { time: { title: 'time per write', unit: 'ns' } },
-  contenders: (context) => exitContenders({ code: CODE, space: 'pio' }, context),
+  contenders: (context) => exitContenders({ code: PIO_OUT, space: 'pio' }, context),
 };
 
 await runAlone(import.meta.filename, pioOut);
