@@ -20,8 +20,10 @@ export type {
   DriveOptions,
   MicroVMOptions,
   NetOptions,
+  QemuPciOptions,
   RateLimitOptions,
   ShareOptions,
+  UserDeviceOptions,
   VsockOptions,
 } from './machine/options.js';
 export type { Vsock, VsockListener } from './machine/vsock.js';

@@ -2,9 +2,11 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include <chrono>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -16,6 +18,7 @@ namespace {
 
 constexpr size_t kMaxFds = 32;  // beside one message; the kernel takes up to 253
 constexpr int kBacklog = 16;
+constexpr int kMaxTimeoutMs = 60'000;
 constexpr int kType = SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK;
 
 struct ControlBuffer {
@@ -69,6 +72,47 @@ UniqueFd Adopt(int given) {
   return UniqueFd(given);
 }
 
+using Clock = std::chrono::steady_clock;
+
+// Blocks until the socket is ready. Throws ETIMEDOUT at the deadline.
+void WaitUntilReady(int fd, short events, Clock::time_point deadline) {
+  for (;;) {
+    auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
+    if (left <= 0) throw SystemError("poll", ETIMEDOUT);
+    pollfd poll_fd = {fd, events, 0};
+    int ready = poll(&poll_fd, 1, static_cast<int>(left));
+    if (ready > 0) return;
+    if (ready < 0 && errno != EINTR) throw SystemError("poll");
+  }
+}
+
+void SendAll(int fd, Bytes bytes, Clock::time_point deadline) {
+  for (size_t done = 0; done < bytes.size;) {
+    ssize_t sent = send(fd, bytes.data + done, bytes.size - done, MSG_NOSIGNAL);
+    if (sent >= 0) {
+      done += static_cast<size_t>(sent);
+    } else if (errno == EAGAIN) {
+      WaitUntilReady(fd, POLLOUT, deadline);
+    } else if (errno != EINTR) {
+      throw SystemError("send");
+    }
+  }
+}
+
+// Without room for descriptors: the kernel closes those that come.
+void ReceiveAll(int fd, Bytes into, Clock::time_point deadline) {
+  for (size_t done = 0; done < into.size;) {
+    WaitUntilReady(fd, POLLIN, deadline);
+    ssize_t received = recv(fd, into.data + done, into.size - done, 0);
+    if (received == 0) throw SystemError("recv", ECONNRESET);
+    if (received > 0) {
+      done += static_cast<size_t>(received);
+    } else if (errno != EAGAIN && errno != EINTR) {
+      throw SystemError("recv");
+    }
+  }
+}
+
 // The fds that came with a message: ours from the moment on that recvmsg returned.
 std::vector<UniqueFd> TakeFds(msghdr& message) {
   std::vector<UniqueFd> fds;
@@ -91,6 +135,7 @@ Napi::Function UnixSocketObject::Define(Napi::Env env) {
                      {
                          InstanceMethod<&UnixSocketObject::Send>("send"),
                          InstanceMethod<&UnixSocketObject::Receive>("receive"),
+                         InstanceMethod<&UnixSocketObject::Exchange>("exchange"),
                          InstanceMethod<&UnixSocketObject::Accept>("accept"),
                          InstanceMethod<&UnixSocketObject::OnReadable>("onReadable"),
                          InstanceMethod<&UnixSocketObject::Fd>("fd"),
@@ -179,6 +224,19 @@ Napi::Value UnixSocketObject::Receive(const Napi::CallbackInfo& info) {
     for (uint32_t i = 0; i < fds.size(); i++) result[i + 1] = fds[i].get();
     for (UniqueFd& owned : fds) owned.Release();
     return result;
+  });
+}
+
+// exchange(request, reply, timeoutMs): sends the one and fills the other, for which this thread waits
+Napi::Value UnixSocketObject::Exchange(const Napi::CallbackInfo& info) {
+  return Guarded(info.Env(), [&] {
+    int fd = fd_.get();
+    Bytes request = BytesArgument(info, 0);
+    Bytes reply = BytesArgument(info, 1);
+    auto deadline = Clock::now() + std::chrono::milliseconds(IntegerArgument(info, 2, kMaxTimeoutMs));
+    SendAll(fd, request, deadline);
+    ReceiveAll(fd, reply, deadline);
+    return info.Env().Undefined();
   });
 }
 

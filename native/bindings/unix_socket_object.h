@@ -9,7 +9,7 @@
 namespace vmexit {
 
 // A Unix stream socket that carries file descriptors beside its bytes (SCM_RIGHTS), which Node's own sockets do not.
-// It never blocks. What it receives is closed on exec.
+// It blocks in Exchange alone. What it receives is closed on exec.
 class UnixSocketObject : public Napi::ObjectWrap<UnixSocketObject> {
  public:
   static Napi::Function Define(Napi::Env env);
@@ -18,6 +18,7 @@ class UnixSocketObject : public Napi::ObjectWrap<UnixSocketObject> {
  private:
   Napi::Value Send(const Napi::CallbackInfo& info);
   Napi::Value Receive(const Napi::CallbackInfo& info);
+  Napi::Value Exchange(const Napi::CallbackInfo& info);
   Napi::Value Accept(const Napi::CallbackInfo& info);
   Napi::Value OnReadable(const Napi::CallbackInfo& info);
   Napi::Value Fd(const Napi::CallbackInfo& info);

@@ -33,6 +33,7 @@ import type { VirtioDevice } from '../virtio/device.js';
 import { cpuHost } from './cpu-host.js';
 import { guestCpuid, guestMsrs } from './cpuid-policy.js';
 import { VirtioDevices, type NamedDevice } from './devices.js';
+import { openRemoteDevices, type RemoteDevice } from './remote-devices.js';
 import {
   IRQS,
   KVM_IDENTITY_MAP_GPA,
@@ -101,6 +102,8 @@ export class Board {
   /** Devices of the machine's user: those on a bus, and the others. */
   readonly #userDevices: BusDevice[] = [];
   readonly #userVirtio: NamedDevice[] = [];
+  /** PCI devices in QEMU processes. */
+  readonly #remotes: RemoteDevice[] = [];
   #virtio: VirtioDevices | undefined;
   #virtioHost: VirtioHost | undefined;
   #loop: RunLoop | undefined;
@@ -263,7 +266,13 @@ export class Board {
       };
       return [id, stats] as const;
     });
-    return Object.fromEntries(entries);
+    const remotes = this.#remotes.map(({ id, device }) => {
+      const error = this.#deviceErrors.get(id)?.message;
+      const { name, exchanges } = device;
+      const stats: DeviceStats = { name, failures: 0, ...(error !== undefined && { error }), counters: { exchanges } };
+      return [id, stats] as const;
+    });
+    return Object.fromEntries([...entries, ...remotes]);
   }
 
   /** Stops the vCPUs, then the devices, and gives everything back. */
@@ -273,6 +282,7 @@ export class Board {
     for (const device of this.#userDevices) device.reset();
     await this.#virtioHost?.close();
     await this.#virtio?.close();
+    await Promise.all(this.#remotes.map(({ device }) => device.close()));
     this.#vm.close();
   }
 
@@ -307,6 +317,7 @@ export class Board {
   }
 
   async #addVirtio(config: MachineConfig, events: BoardEvents): Promise<void> {
+    await openRemoteDevices(config.devices, this.#vm.memory, this.#remotes, this.#onDeviceError);
     this.#virtio = await VirtioDevices.open(config, {
       ...events,
       discard: (gpa, length) => this.memoryControl.discard(gpa, length),
@@ -318,7 +329,10 @@ export class Board {
     const devices = this.#virtio.list.map(({ device }) => device);
     this.#virtioHost = new VirtioHost(devices, {
       transport: config.virtioTransport,
-      mmioGsis: VIRTIO_MMIO.GSIS.filter((gsi) => !config.devices.some(({ irq }) => irq === gsi)),
+      mmioGsis: VIRTIO_MMIO.GSIS.filter(
+        (gsi) => !config.devices.some((device) => device.type === 'module' && device.irq === gsi),
+      ),
+      remotes: this.#remotes.map(({ device }) => device),
       vm: this.#vm,
       ports: this.ports,
       mmio: this.mmio,

@@ -277,7 +277,10 @@ async function endOf({ vcpu, exit }: FatalExit, board: Board): Promise<MachineEx
 }
 
 async function main(): Promise<void> {
-  const machine = new WorkerMachine(Kvm.open(), await loadUserDevices(config.devices));
+  const machine = new WorkerMachine(
+    Kvm.open(),
+    await loadUserDevices(config.devices.filter((device) => device.type === 'module')),
+  );
   await machine.powerOn();
   parentPort!.on('message', (message: ToWorker) => {
     switch (message.type) {

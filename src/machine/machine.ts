@@ -2,6 +2,7 @@ import type { EventEmitter } from 'node:events';
 import type { Duplex } from 'node:stream';
 import type { GuestArch } from '../guest/arch.js';
 import type { IdMapping } from '../backends/local/share/tree.js';
+import type { QemuDeviceDescription } from '../backends/qemu/remote-pci/device.js';
 import type { Blockdev, QemuDisk } from '../backends/qemu/storage-daemon.js';
 import type { Balloon } from './balloon.js';
 import type { PortForward } from '../backends/net/port-forward.js';
@@ -69,7 +70,7 @@ export interface MachineStats {
   exits: Readonly<Record<string, number>>;
   /** Accesses by device name, without devices that had none. Empty under TCG. */
   accesses: Readonly<Record<string, number>>;
-  /** Virtio devices: `console`, `drive0` and so on in the order of the options, `net0` …, `share0` …, `rng`, `vsock`. Empty under TCG. */
+  /** Virtio devices: `console`, `drive0` and so on in the order of the options, `net0` …, `share0` …, `rng`, `vsock`; and `device0` …, PCI devices of QEMU's. Empty under TCG. */
   devices: Readonly<Record<string, DeviceStats>>;
   /** Guest RAM in bytes. */
   memoryBytes: number;
@@ -117,7 +118,8 @@ export interface VsockConfig {
 }
 
 /** A device whose class the user wrote. */
-export interface DeviceConfig {
+export interface UserDeviceConfig {
+  type: 'module';
   /** By which messages and statistics call it. */
   id: string;
   /** URL of the JavaScript module that exports the class. */
@@ -130,6 +132,14 @@ export interface DeviceConfig {
   /** The interrupt line (GSI), edge-triggered for most guests. */
   irq?: number;
 }
+
+/** A PCI device in a QEMU process of its own. */
+export interface QemuPciConfig extends QemuDeviceDescription {
+  type: 'qemu-pci';
+  id: string;
+}
+
+export type DeviceConfig = UserDeviceConfig | QemuPciConfig;
 
 /** What both machines are made from; already validated. Paths are absolute. */
 export interface MachineConfig {

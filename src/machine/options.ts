@@ -8,6 +8,7 @@ import { parsePortForward } from '../backends/net/port-forward.js';
 import type { RateLimit } from '../devices/rate-limiter.js';
 import { imageFile, type Blockdev } from '../backends/qemu/storage-daemon.js';
 import { MAX_VCPUS, PCI, USER_MMIO, VIRTIO_MMIO } from './layout.js';
+import type { QemuProperties } from '../backends/qemu/remote-pci/device.js';
 import type { DeviceConfig, DriveConfig, MachineConfig, NetConfig } from './machine.js';
 import type { CpuTemplate } from './cpuid-policy.js';
 
@@ -127,14 +128,17 @@ const vsock = z.strictObject({
   cid: z.number().int().min(MIN_GUEST_CID, 'a guest has a CID of 3 or more').max(MAX_GUEST_CID),
   udsPath: path.optional(),
 });
-const device = z
+const deviceId = z
+  .string()
+  .regex(/^[\w.-]{1,32}$/, 'an id has up to 32 letters, digits, dots, dashes and underscores')
+  .optional();
+
+const userDevice = z
   .strictObject({
+    type: z.literal('module').optional(),
     module: z.union([z.instanceof(URL), z.string().min(1)], 'give the URL or the path of a JavaScript module'),
     exportName: z.string().default('default'),
-    id: z
-      .string()
-      .regex(/^[\w.-]{1,32}$/, 'an id has up to 32 letters, digits, dots, dashes and underscores')
-      .optional(),
+    id: deviceId,
     config: z.unknown().optional(),
     ports: z.strictObject({ base: z.number().int().min(0), count: z.number().int().min(1) }).optional(),
     mmio: z.strictObject({ base: z.number().int(), sizeBytes: z.number().int().min(1) }).optional(),
@@ -158,6 +162,41 @@ const device = z
       !mmio || (mmio.base >= USER_MMIO.gpa && mmio.base + mmio.sizeBytes <= USER_MMIO.gpa + USER_MMIO.sizeBytes),
     `give addresses from ${hex(USER_MMIO.gpa)} to ${hex(USER_MMIO.gpa + USER_MMIO.sizeBytes - 1)}`,
   );
+
+const qemuName = z
+  .string()
+  .regex(
+    /^[A-Za-z][\w.-]*$/,
+    'a name of QEMU\'s has letters, digits, "-", "_" and "."; list them: qemu-system-x86_64 -device help',
+  )
+  .refine((name) => name !== 'help', 'give a device');
+const properties = z
+  .record(qemuName, z.union([z.string().refine(noNul, 'a property holds no NUL'), z.number(), z.boolean()]))
+  .refine((props) => !('id' in props), 'vmexit gives the device its id')
+  .default({});
+const netdev = z.custom<{ type: string } & Record<string, unknown>>(
+  (value) => typeof (value as { type?: unknown } | null)?.type === 'string',
+  'a network has a "type", such as "user"',
+);
+
+const qemuPciDevice = z.strictObject({
+  type: z.literal('qemu-pci'),
+  id: deviceId,
+  device: qemuName,
+  props: properties,
+  blockdevs: z
+    .array(
+      blockdev.refine(
+        (tree) => typeof tree['node-name'] === 'string',
+        'give it a "node-name", for the property "drive"',
+      ),
+    )
+    .default([]),
+  netdev: netdev.optional(),
+  attached: z.array(z.strictObject({ device: qemuName, props: properties })).default([]),
+});
+
+const device = z.discriminatedUnion('type', [userDevice, qemuPciDevice]);
 
 const schema = z.strictObject({
   arch: z.enum(['x86_64', 'aarch64', 'riscv64']).default('x86_64'),
@@ -189,7 +228,10 @@ const schema = z.strictObject({
   vsock: vsock.optional(),
   devices: z
     .array(device)
-    .refine((devices) => noneTwice(devices.map(({ irq }) => irq)), 'two devices have the same irq')
+    .refine(
+      (devices) => noneTwice(devices.map((device) => ('irq' in device ? device.irq : undefined))),
+      'two devices have the same irq',
+    )
     .refine((devices) => noneTwice(devices.map(({ id }) => id)), 'two devices have the same id')
     .default([]),
   virtioTransport: z.enum(['pci', 'mmio']).default('pci'),
@@ -245,14 +287,34 @@ export interface MicroVMOptions {
   testdev?: boolean | undefined;
   /** Sockets between host and guest without a network: `vm.vsock`. Under KVM. */
   vsock?: VsockOptions | undefined;
-  /** Devices of your own. Under KVM. */
+  /** Devices of your own, and whole PCI devices of QEMU's. Under KVM. */
   devices?: readonly DeviceOptions[] | undefined;
   /** How virtio devices are attached: PCI, the default, or MMIO. */
   virtioTransport?: 'pci' | 'mmio' | undefined;
 }
 
+export type DeviceOptions = UserDeviceOptions | QemuPciOptions;
+
+/** A PCI device that a QEMU process of its own emulates: docs/qemu.md. */
+export interface QemuPciOptions {
+  type: 'qemu-pci';
+  /** QEMU's name of it: `nvme`, `e1000`, `lsi53c895a`, `AC97` … (`qemu-system-x86_64 -device help`). */
+  device: string;
+  /** By which messages and statistics call it. Default: `device0` and so on, by its place. */
+  id?: string | undefined;
+  /** Its properties, as `-device` takes them (`qemu-system-x86_64 -device nvme,help`). */
+  props?: QemuProperties | undefined;
+  /** Trees of QEMU's block drivers, as `--blockdev` takes them, each with a `node-name`, for the property `drive`. */
+  blockdevs?: readonly Blockdev[] | undefined;
+  /** The network of a network card, as `-netdev` takes it: `{ type: 'user' }`. */
+  netdev?: ({ type: string } & Readonly<Record<string, unknown>>) | undefined;
+  /** Devices on a bus of this one's: `{ device: 'scsi-hd', props: { drive: … } }` of a SCSI controller. */
+  attached?: readonly { device: string; props?: QemuProperties | undefined }[] | undefined;
+}
+
 /** A device whose class you wrote: docs/writing-a-device.md. */
-export type DeviceOptions = {
+export type UserDeviceOptions = {
+  type?: 'module' | undefined;
   /** The JavaScript module that exports the class: it is loaded in the machine's thread. */
   module: URL | string;
   /** Default: `default`. */
@@ -407,9 +469,15 @@ function defined(value: object): object {
 }
 
 function deviceConfig(options: z.output<typeof device>, index: number): DeviceConfig {
-  const { module, exportName, id = `device${index}`, config, ports, mmio, irq } = options;
+  const { id = `device${index}` } = options;
+  if (options.type === 'qemu-pci') {
+    const { netdev, ...rest } = options;
+    return { ...rest, id, ...(netdev && { netdev }) };
+  }
+  const { module, exportName, config, ports, mmio, irq } = options;
   const isUrl = module instanceof URL || module.startsWith('file:');
   return {
+    type: 'module',
     id,
     module: isUrl ? String(module) : pathToFileURL(module).href,
     exportName,

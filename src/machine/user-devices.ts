@@ -3,13 +3,13 @@ import type { DeviceHost } from '../devices/device-host.js';
 import { VmmError } from '../errors.js';
 import { FakeIrqLine, type IrqLine } from '../irq/irq-line.js';
 import type { VirtioDevice } from '../virtio/device.js';
-import type { DeviceConfig } from './machine.js';
+import type { UserDeviceConfig } from './machine.js';
 
 type DeviceClass = new (config: unknown, host: DeviceHost) => unknown;
 
 /** A device of the machine's user: its class, loaded, and its place. */
 export interface UserDevice {
-  config: DeviceConfig;
+  config: UserDeviceConfig;
   deviceClass: DeviceClass;
 }
 
@@ -19,7 +19,7 @@ const METHODS = {
 } as const;
 
 /** @throws VmmError code "INVALID_ARGUMENT" for a module that cannot be loaded, or exports no class. */
-export function loadUserDevices(devices: readonly DeviceConfig[]): Promise<UserDevice[]> {
+export function loadUserDevices(devices: readonly UserDeviceConfig[]): Promise<UserDevice[]> {
   return Promise.all(
     devices.map(async (config) => {
       const { id, module, exportName } = config;

@@ -1,8 +1,9 @@
+import type { RemotePciDevice } from '../backends/qemu/remote-pci/device.js';
 import type { AcpiDescription, AcpiDevice } from '../boot/acpi.js';
 import type { GpaRange } from '../boot/layout.js';
 import type { Bus } from '../bus/bus.js';
 import { assignBars } from '../devices/pci/assign-bars.js';
-import { ECAM_BYTES, PciBus } from '../devices/pci/pci-bus.js';
+import { ECAM_BYTES, intxInput, PciBus } from '../devices/pci/pci-bus.js';
 import { VirtioPci } from '../devices/pci/virtio-pci.js';
 import { VmmError } from '../errors.js';
 import type { IrqLine } from '../irq/irq-line.js';
@@ -20,6 +21,8 @@ export interface VirtioHostConfig {
   transport: 'pci' | 'mmio';
   /** Inputs of the I/O APIC for devices on MMIO, one each. */
   mmioGsis: readonly number[];
+  /** PCI devices in QEMU processes: on the PCI bus in either case. */
+  remotes: readonly RemotePciDevice[];
   vm: Vm;
   ports: Bus;
   mmio: Bus;
@@ -43,12 +46,13 @@ export class VirtioHost {
   readonly #cores: TransportCore[] = [];
   readonly #msi: MsiRouter;
   readonly #kickers = new Set<Kicker>();
-  readonly #edgeFds: EventFd[] = [];
+  readonly #irqFds: EventFd[] = [];
   #edges = 0;
   readonly #eventFds: QueueEventFds[] = [];
 
   /** The VM has its irqchip, and no vCPU runs. */
-  constructor(devices: readonly VirtioDevice[], { transport, mmioGsis, vm, ports, mmio, onReset }: VirtioHostConfig) {
+  constructor(devices: readonly VirtioDevice[], config: VirtioHostConfig) {
+    const { transport, mmioGsis, vm, mmio } = config;
     this.#vm = vm;
     this.#devices = devices;
     this.#msi = new MsiRouter(vm);
@@ -57,7 +61,7 @@ export class VirtioHost {
     this.acpi = {
       devices: onMmio.map((device, index) => this.#addMmio(device, index, mmioGsis, mmio)),
       // Also without devices: a kernel that finds no host bridge complains.
-      pci: this.#addPci(onPci, ports, mmio, onReset),
+      pci: this.#addPci(onPci, config),
     };
   }
 
@@ -79,7 +83,7 @@ export class VirtioHost {
     for (const device of this.#devices) await device.reset();
     for (const eventFds of this.#eventFds) eventFds[Symbol.dispose]();
     this.#msi[Symbol.dispose]();
-    for (const eventFd of this.#edgeFds) eventFd.close();
+    for (const eventFd of this.#irqFds) eventFd.close();
   }
 
   #addMmio(device: VirtioDevice, index: number, gsis: readonly number[], bus: Bus): AcpiDevice {
@@ -102,7 +106,7 @@ export class VirtioHost {
     return { type: 'virtio-mmio', gpa, sizeBytes: VIRTIO_MMIO_BYTES, gsi };
   }
 
-  #addPci(devices: readonly VirtioDevice[], ports: Bus, mmio: Bus, onReset: () => void) {
+  #addPci(devices: readonly VirtioDevice[], { remotes, ports, mmio, onReset }: VirtioHostConfig) {
     const [a, b, c, d] = PCI.INTX_GSIS.map((gsi) => this.#vm.irqLine(gsi));
     const windows = {
       memoryWindows: [{ base: PCI.MEMORY_WINDOW.gpa, sizeBytes: PCI.MEMORY_WINDOW.sizeBytes }],
@@ -133,6 +137,7 @@ export class VirtioHost {
       bus.add(pciFunction);
       this.#cores.push(pciFunction.core);
     }
+    for (const remote of remotes) this.#addRemote(remote, bus);
     assignBars(bus, windows);
     return {
       ecam: PCI.ECAM,
@@ -142,10 +147,20 @@ export class VirtioHost {
     };
   }
 
+  /** Its interrupt pin goes past this process: KVM combines it with what else asserts the line, and says when to look again. */
+  #addRemote(remote: RemotePciDevice, bus: PciBus): void {
+    const device = bus.add(remote);
+    if (remote.interruptPin === 0) return;
+    const [eventFd, resampleFd] = [new EventFd(), new EventFd()];
+    this.#irqFds.push(eventFd, resampleFd);
+    this.#vm.addIrqFd({ gsi: PCI.INTX_GSIS[intxInput(device, remote.interruptPin)], eventFd, resampleFd });
+    remote.setIrqFds(eventFd.fd, resampleFd.fd);
+  }
+
   /** An interrupt input that is announced as edge-triggered: each assertion is an interrupt, by irqfd. */
   #edge(gsi: number): IrqLine {
     const eventFd = new EventFd();
-    this.#edgeFds.push(eventFd);
+    this.#irqFds.push(eventFd);
     this.#vm.addIrqFd({ gsi, eventFd });
     return {
       set: (level) => {

@@ -141,7 +141,7 @@ export interface NativeTap {
   close(): void;
 }
 
-/** Never blocks. */
+/** Blocks in `exchange` alone. */
 export interface NativeUnixSocket {
   /** Sends bytes with duplicates of up to 32 fds. Returns the bytes sent, with which all fds went; 0: there is no room. */
   send(bytes: Uint8Array, fds: readonly number[]): number;
@@ -150,6 +150,11 @@ export interface NativeUnixSocket {
    * Throws with errno EMSGSIZE, and keeps none, where there are more than 32.
    */
   receive(into: Uint8Array): [bytes: number, ...fds: number[]] | undefined;
+  /**
+   * Sends a request and blocks this thread until `reply` is full. Errno ETIMEDOUT after `timeoutMs` (at most 60,000),
+   * ECONNRESET at the stream's end; what came by then is lost.
+   */
+  exchange(request: Uint8Array, reply: Uint8Array, timeoutMs: number): void;
   /** The fd of a new connection, the caller's to close; undefined where none waits. */
   accept(): number | undefined;
   /** Calls back on the event loop while there is something to receive or accept; undefined ends that. */

@@ -7,7 +7,7 @@ import * as defs from './defs.js';
 export interface BarDescription {
   /** `memory64` takes the next register too. */
   readonly kind: 'memory32' | 'memory64' | 'io';
-  /** A power of two: at least 16 for memory, 4 to 256 for I/O. */
+  /** A power of two: at least 16 for memory, 4 for I/O; an I/O BAR of over 256 breaks the specification, as AC97 does. */
   readonly sizeBytes: number;
   /** Reads have no side effects: a guest may place it in a prefetchable window. Memory only. */
   readonly prefetchable?: boolean;
@@ -33,14 +33,19 @@ export interface ConfigSpaceState {
 
 /** Calls around accesses that meet some bytes of the configuration space. */
 export interface ConfigWatcher {
-  /** The bytes are about to be read: bring them up to date with {@link ConfigSpace.poke}. */
-  beforeRead?(): void;
+  /**
+   * The bytes are about to be read: bring them up to date with {@link ConfigSpace.poke}.
+   *
+   * @param offset Of the read, and its size: it may reach beyond the watched bytes.
+   */
+  beforeRead?(offset: number, size: AccessSize): void;
   /**
    * A guest wrote: read-only bits are as they were, the others as it wants them.
    *
    * @param offset Of the write, and its size: they may reach beyond the watched bytes.
+   * @param value As it was written.
    */
-  afterWrite?(offset: number, size: AccessSize): void;
+  afterWrite?(offset: number, size: AccessSize, value: number): void;
   /** A reset or a restore replaced every byte. */
   afterLoad?(): void;
 }
@@ -88,7 +93,7 @@ export class ConfigSpace implements Snapshottable<ConfigSpaceState> {
 
   /** @returns All ones beyond the end. */
   read(offset: number, size: AccessSize): number {
-    for (const watch of this.#watchesOf(offset, size)) watch.beforeRead?.();
+    for (const watch of this.#watchesOf(offset, size)) watch.beforeRead?.(offset, size);
     let value = 0;
     for (let i = 0; i < size; i++) value |= (this.#bytes[offset + i] ?? 0xff) << (8 * i);
     return value >>> 0;
@@ -100,7 +105,7 @@ export class ConfigSpace implements Snapshottable<ConfigSpaceState> {
       const mask = this.#writable[offset + i] ?? 0;
       this.#bytes[offset + i] = (this.#bytes[offset + i] & ~mask) | ((value >>> (8 * i)) & mask);
     }
-    for (const watch of this.#watchesOf(offset, size)) watch.afterWrite?.(offset, size);
+    for (const watch of this.#watchesOf(offset, size)) watch.afterWrite?.(offset, size, value);
   }
 
   /** Registers `watcher` for accesses that meet [offset, offset + length). */
@@ -198,7 +203,7 @@ export class ConfigSpace implements Snapshottable<ConfigSpaceState> {
 
   #addBar(bar: BarDescription, index: number): void {
     const { kind, sizeBytes } = bar;
-    const [min, max] = { io: [4, 256], memory32: [16, 2 ** 31], memory64: [16, 2 ** 51] }[kind];
+    const [min, max] = { io: [4, 2 ** 15], memory32: [16, 2 ** 31], memory64: [16, 2 ** 51] }[kind];
     const fits = index < defs.BASE_ADDRESS_REGISTER_COUNT - (kind === 'memory64' ? 1 : 0);
     const upperIsFree = kind !== 'memory64' || this.bars[index + 1] === undefined;
     if (!(fits && upperIsFree && sizeBytes >= min && sizeBytes <= max && Number.isInteger(Math.log2(sizeBytes)))) {

@@ -44,7 +44,10 @@ export const BAR_MEMORY_64 = 0x4;
 export const BAR_PREFETCHABLE = 0x8;
 
 // Appendix H, capability IDs
+export const CAPABILITY_POWER = 0x01;
+export const CAPABILITY_MSI = 0x05;
 export const CAPABILITY_VENDOR = 0x09;
+export const CAPABILITY_EXPRESS = 0x10;
 export const CAPABILITY_MSIX = 0x11;
 
 // 6.8.2 MSI-X capability and table

@@ -5,14 +5,7 @@ import type { ConfigSpace } from './config-space.js';
 /**
  * One function of a PCI device, as the bus sees it.
  *
- * Every call is synchronous and comes from inside a guest's access. A function that lives in another process fits as
- * follows. QEMU's multi-process mode turns accesses into messages with an answer each, 40 to 130 µs; the vCPU waits for
- * a register's value anyway, so the proxy writes a message and reads the answer, both blocking, with a time limit after
- * which it gives all ones for good. Its `config` is a local copy, made by reading the remote header, sizing the BARs and
- * copying the capabilities that can be served; reads are answered here, and a watcher over the whole space sends each
- * write on. `onBarMoved` is where it learns the address that BAR messages carry: the guest's, as programmed; the bus has
- * checked that an access is inside the BAR. INTx of a remote function is an irqfd with resample on the slot's GSI, which
- * KVM combines with what the shared line does.
+ * Every call is synchronous and comes from inside a guest's access.
  */
 export interface PciFunction<State = unknown> {
   /** Short, stable name for statistics and error messages, such as `virtio-rng`. */

@@ -27,6 +27,12 @@ const SLOTS = defs.DEVICES_PER_BUS * defs.FUNCTIONS_PER_DEVICE;
 /** Bytes of address space that {@link PciBus.ecam} takes: one bus. */
 export const ECAM_BYTES = SLOTS * defs.FUNCTION_CONFIG_BYTES;
 
+/**
+ * Which of {@link PciBusConfig.intx} an interrupt pin (1 to 4) of a device leads to. PCI 3.0, 2.2.6: cards in neighbouring
+ * slots share a line least when each slot is wired one further.
+ */
+export const intxInput = (device: number, pin: number): number => (device + pin - 1) % 4;
+
 const CONFIG_ENABLE = 2 ** 31;
 const RESET_CONTROL_OFFSET = 1; // port 0xcf9
 const RESET_CONTROL_CPU = 1 << 2;
@@ -152,9 +158,8 @@ export class PciBus implements Snapshottable<PciBusState> {
     }
   }
 
-  /** PCI 3.0, 2.2.6: cards in neighbouring slots share a line least when each slot is wired one further. */
   #intx(device: number, pin: number): IrqLine {
-    return this.#lines[(device + pin - 1) % this.#lines.length].input();
+    return this.#lines[intxInput(device, pin)].input();
   }
 
   #freeDevice(): number {

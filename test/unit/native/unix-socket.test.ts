@@ -131,7 +131,54 @@ s.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [3] *
     expect(() => adopt(-1)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }));
   });
 
+  it('exchanges a request for an answer, for which it waits, but not for ever', async () => {
+    const program = `
+import os, socket, time
+s = socket.socket(fileno=3)
+s.setblocking(True)
+assert s.recv(3, socket.MSG_WAITALL) == bytes([1, 2, 3])
+for i in range(4):
+    time.sleep(0.01)
+    s.send(bytes([i]))
+s.recv(1)`;
+    const child = spawn('python3', ['-c', program], { stdio: ['ignore', 'inherit', 'inherit', b.fd()] });
+    const exited = once(child, 'exit');
+    const reply = new Uint8Array(4);
+    native(() => a.exchange(Uint8Array.of(1, 2, 3), reply, 20_000));
+    expect([...reply]).toEqual([0, 1, 2, 3]);
+    const began = performance.now();
+    expect(() => native(() => b.exchange(Uint8Array.of(9), reply, 50))).toThrow(
+      expect.objectContaining({ code: 'SYSCALL', errno: 'ETIMEDOUT' }),
+    );
+    expect(performance.now() - began).toBeGreaterThan(49);
+    b.close();
+    native(() => a.send(Uint8Array.of(0), []));
+    expect(await exited).toEqual([0, null]);
+    expect(() => native(() => a.exchange(Uint8Array.of(1), reply, 1000))).toThrow(
+      expect.objectContaining({ errno: 'EPIPE' }),
+    );
+  });
+
+  it('hears of the end while it waits for an answer, and drops descriptors that come with one', () => {
+    const file = openSync('/dev/null', 'r');
+    b.send(Uint8Array.of(7, 8), [file]);
+    const reply = new Uint8Array(2);
+    native(() => a.exchange(Uint8Array.of(1), reply, 1000));
+    expect([...reply]).toEqual([7, 8]);
+    b.send(Uint8Array.of(7), [file]);
+    closeSync(file);
+    received(b);
+    b.close();
+    expect(() => native(() => a.exchange(Uint8Array.of(1), reply, 1000))).toThrow(
+      expect.objectContaining({ code: 'SYSCALL' }),
+    );
+  });
+
   it.each([
+    ['exchange', (s: NativeUnixSocket) => s.exchange('x' as never, new Uint8Array(1), 1)],
+    ['exchange', (s: NativeUnixSocket) => s.exchange(Uint8Array.of(1), undefined as never, 1)],
+    ['exchange', (s: NativeUnixSocket) => s.exchange(Uint8Array.of(1), new Uint8Array(1), -1)],
+    ['exchange', (s: NativeUnixSocket) => s.exchange(Uint8Array.of(1), new Uint8Array(1), 60_001)],
     ['send', (s: NativeUnixSocket) => s.send(new Uint8Array(0), [])],
     ['send', (s: NativeUnixSocket) => s.send('bytes' as never, [])],
     ['send', (s: NativeUnixSocket) => s.send(Uint8Array.of(1), undefined as never)],
