@@ -15,6 +15,7 @@ export type {
 } from './machine/machine.js';
 export { MicroVM } from './machine/microvm.js';
 export type { Blockdev, ImageFormat, NbdExport, QemuDisk } from './backends/qemu/storage-daemon.js';
+export type { VirtiofsShare } from './backends/qemu/virtiofsd.js';
 export type {
   DeviceOptions,
   DriveOptions,
@@ -24,6 +25,7 @@ export type {
   RateLimitOptions,
   ShareOptions,
   UserDeviceOptions,
+  VhostUserOptions,
   VsockOptions,
 } from './machine/options.js';
 export type { Vsock, VsockListener } from './machine/vsock.js';

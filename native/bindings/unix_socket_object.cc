@@ -51,8 +51,10 @@ UniqueFd Connect(const sockaddr_un& address) {
   return fd;
 }
 
-UniqueFd Listen(const sockaddr_un& address) {
+// Programs that inherit a listening socket expect that accept() waits; the flag is of the socket, not of the fd.
+UniqueFd Listen(const sockaddr_un& address, bool is_for_child) {
   UniqueFd fd = NewSocket();
+  if (is_for_child && fcntl(fd.get(), F_SETFL, 0) < 0) throw SystemError("fcntl(O_NONBLOCK)");
   if (bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0) throw SystemError("bind");
   if (listen(fd.get(), kBacklog) < 0) throw SystemError("listen");
   return fd;
@@ -143,18 +145,19 @@ Napi::Function UnixSocketObject::Define(Napi::Env env) {
                      });
 }
 
-// new UnixSocket("connect", path), ("listen", path), or ("adopt", fd), which is the object's from then on
+// new UnixSocket("connect", path), ("listen", path), ("listen-for-child", path), where accept() must not be called
+// here, or ("adopt", fd), which is the object's from then on
 UnixSocketObject::UnixSocketObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   Guarded(info.Env(), [&] {
     std::string how = info[0].IsString() ? info[0].As<Napi::String>() : std::string();
     if (how == "connect") {
       fd_.Open(Connect(AddressOf(info[1])));
-    } else if (how == "listen") {
-      fd_.Open(Listen(AddressOf(info[1])));
+    } else if (how == "listen" || how == "listen-for-child") {
+      fd_.Open(Listen(AddressOf(info[1]), how == "listen-for-child"));
     } else if (how == "adopt") {
       fd_.Open(Adopt(static_cast<int>(IntegerArgument(info, 1, INT_MAX))));
     } else {
-      throw ArgumentError("argument 1 must be \"connect\", \"listen\" or \"adopt\"");
+      throw ArgumentError("argument 1 must be \"connect\", \"listen\", \"listen-for-child\" or \"adopt\"");
     }
   });
 }

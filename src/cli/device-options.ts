@@ -54,14 +54,17 @@ export function addNet(text: string, nets: NetArgument[] = []): NetArgument[] {
   return [...nets, { type: 'tap', name }];
 }
 
-/** Takes one more `--share`: `DIR:TAG[:ro][,ids=passthrough]`. DIR may hold colons and commas. */
+/** Takes one more `--share`: `DIR:TAG[:ro][,backend=local|virtiofsd][,ids=squash|passthrough]`. DIR may hold colons and commas. */
 export function addShare(text: string, shares: ShareOptions[] = []): ShareOptions[] {
-  const ids = text.endsWith(',ids=passthrough') ? 'passthrough' : 'squash';
-  const place = ids === 'passthrough' ? text.slice(0, text.lastIndexOf(',')) : text;
+  const options: Record<string, string> = {};
+  let place = text;
+  for (let match; (match = /^(.*),(backend|ids)=([^,:]*)$/s.exec(place)); place = match[1])
+    options[match[2]] = match[3];
   const readOnly = place.endsWith(':ro');
   const [, dir, tag] = /^(.+):([^:]+)$/s.exec(readOnly ? place.slice(0, -3) : place) ?? [];
   if (dir === undefined) throw new InvalidArgumentError('Give DIR:TAG or DIR:TAG:ro, the tag being the name to mount.');
-  return [...shares, { dir, tag, readOnly, ids }];
+  // What the options may be, alone and together, `MicroVM` checks.
+  return [...shares, { ...options, dir, tag, readOnly }];
 }
 
 /** Takes `--vsock`: `CID[,uds=PATH]`. */
@@ -134,10 +137,15 @@ export function guestDevices({
     console,
     drives: drives.length,
     nets: net.length,
-    shares: shares.map(({ tag }) => tag),
+    shares: tagsOf(shares, 'local'),
+    virtiofs: tagsOf(shares, 'virtiofsd'),
     rng,
     balloon,
     vsock: vsock !== undefined,
     transport: virtioTransport,
   };
+}
+
+function tagsOf(shares: readonly ShareOptions[], backend: 'local' | 'virtiofsd'): string[] {
+  return shares.filter((share) => (share.backend ?? 'local') === backend).map(({ tag }) => tag);
 }

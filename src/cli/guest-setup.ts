@@ -5,8 +5,10 @@ export interface GuestDevices {
   console: 'serial' | 'virtio';
   drives: number;
   nets: number;
-  /** Their tags. Default: none. */
+  /** Tags of shares by 9p. Default: none. */
   shares?: readonly string[];
+  /** Tags of shares by virtio-fs. Default: none. */
+  virtiofs?: readonly string[];
   rng: boolean;
   vsock?: boolean;
   balloon?: boolean;
@@ -52,6 +54,7 @@ export function guestSetup({
   drives,
   nets,
   shares = [],
+  virtiofs = [],
   rng,
   balloon,
   vsock,
@@ -59,24 +62,24 @@ export function guestSetup({
 }: GuestDevices): GuestSetup {
   const modules: string[] = [];
   const setup: string[] = [];
-  const any = console === 'virtio' || drives > 0 || nets > 0 || shares.length > 0 || rng || balloon || vsock;
+  const anyShare = shares.length > 0 || virtiofs.length > 0;
+  const any = console === 'virtio' || drives > 0 || nets > 0 || anyShare || rng || balloon || vsock;
   if (any) modules.push(`virtio_${transport}`);
   if (console === 'virtio') modules.push('virtio_console');
   // ext4 asks the kernel's crypto API for crc32c, by name: no dependency says so.
   if (drives > 0) modules.push('virtio_blk', 'crc32c_generic', 'ext4');
   if (shares.length > 0) modules.push('9pnet_virtio', '9p');
+  if (virtiofs.length > 0) modules.push('virtiofs');
   if (rng) modules.push('virtio_rng');
   if (vsock) modules.push('vmw_vsock_virtio_transport');
   if (balloon) modules.push('virtio_balloon');
   // udhcpc speaks before there is an address: through a packet socket.
   if (nets > 0) modules.push('virtio_net', 'af_packet');
 
-  for (const tag of shares) {
-    setup.push(
-      `mkdir -p /mnt/${tag}`,
-      `mount -t 9p -o trans=virtio,version=9p2000.L,msize=${MSIZE} ${tag} /mnt/${tag} || echo 'init: ${tag} was not mounted'`,
-    );
-  }
+  const mount = (type: string, tag: string) =>
+    setup.push(`mkdir -p /mnt/${tag}`, `mount -t ${type} ${tag} /mnt/${tag} || echo 'init: ${tag} was not mounted'`);
+  for (const tag of shares) mount(`9p -o trans=virtio,version=9p2000.L,msize=${MSIZE}`, tag);
+  for (const tag of virtiofs) mount('virtiofs', tag);
   if (nets > 0) setup.push('ip link set lo up');
   for (let card = 0; card < nets; card++) {
     setup.push(

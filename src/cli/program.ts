@@ -67,7 +67,11 @@ export function makeProgram(exit: (status: number) => void): Command {
     )
     .option('--net <network>', 'add a network card: user (passt, without privileges), tap=NAME, or none', addNet)
     .option('-p, --publish <port>', 'forward [ADDRESS:]HOST:GUEST[/udp] into the guest; implies --net user', addPort)
-    .option('--share <share>', 'share a directory, mounted at /mnt/TAG: DIR:TAG[:ro][,ids=passthrough]', addShare)
+    .option(
+      '--share <share>',
+      'share a directory, mounted at /mnt/TAG: DIR:TAG[:ro][,ids=passthrough], or DIR:TAG[:ro],backend=virtiofsd',
+      addShare,
+    )
     .addOption(new Option('--console <device>', "the guest's console").choices(['serial', 'virtio']).default('serial'))
     .option('--balloon', 'add a memory balloon: memory that the guest does not use goes back to the host')
     .option('--testdev', "add QEMU's test device, for kernels that test a hypervisor")

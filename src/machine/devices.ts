@@ -5,11 +5,10 @@ import { PortNetwork } from '../backends/net/port.js';
 import { TapNetwork } from '../backends/net/tap.js';
 import { UserNetwork } from '../backends/net/user.js';
 import { VhostUserDevice } from '../backends/vhost-user/device.js';
+import { vhostUserBlk, vhostUserFs, type VhostUserKind } from '../backends/vhost-user/kinds.js';
 import { Virtio9p } from '../devices/virtio/9p/9p.js';
 import { VirtioBalloon, type VirtioBalloonConfig } from '../devices/virtio/balloon/balloon.js';
 import { VirtioBlk } from '../devices/virtio/blk/blk.js';
-import { QUEUE_SIZE } from '../devices/virtio/blk/config.js';
-import { CONFIG_BYTES, VIRTIO_BLK_F_CONFIG_WCE } from '../devices/virtio/blk/defs.js';
 import { VirtioConsole, type ConsoleSize } from '../devices/virtio/console/console.js';
 import type { PortOutput } from '../devices/virtio/console/port.js';
 import type { NetBackend } from '../devices/virtio/net/backend.js';
@@ -18,7 +17,6 @@ import { VirtioRng } from '../devices/virtio/rng/rng.js';
 import type { VsockAcceptor } from '../devices/virtio/vsock/backend.js';
 import { VirtioVsock } from '../devices/virtio/vsock/vsock.js';
 import { VmmError } from '../errors.js';
-import { VIRTIO_ID_BLOCK } from '../virtio/defs.js';
 import type { VirtioDevice } from '../virtio/device.js';
 import type { DriveConfig, MachineConfig, NetConfig, ShareConfig, VsockConfig } from './machine.js';
 import type { NamedPort } from './named-port.js';
@@ -76,6 +74,9 @@ export class VirtioDevices {
       if (config.rng) devices.#add('rng', new VirtioRng());
       if (config.vsock) await devices.#addVsock(config.vsock, links.vsock);
       if (config.balloon) devices.#add('balloon', (devices.balloon = new VirtioBalloon(links)));
+      for (const [index, { socket, kind }] of config.vhostUser.entries()) {
+        await devices.#addVhostUser(`vhostUser${index}`, socket, kind);
+      }
       for (const { id, device } of links.userDevices) devices.#add(id, device);
       return devices;
     } catch (error) {
@@ -122,31 +123,41 @@ export class VirtioDevices {
         this.#add(id, new VirtioBlk({ backend, readOnly, queues: cpus, ...options }));
         return;
       }
-      case 'vhost-user': {
-        const device = await VhostUserDevice.connect({
-          name: 'vhost-user-blk',
-          type: VIRTIO_ID_BLOCK,
-          path: drive.path,
-          queueSizes: Array<number>(cpus).fill(QUEUE_SIZE),
-          config: CONFIG_BYTES,
-          // QEMU says by it that a write is durable at once, while it keeps a write cache. Without it a driver flushes.
-          hiddenFeatures: VIRTIO_BLK_F_CONFIG_WCE,
-          onFailure: (error) => this.#links.onDeviceError(id, error),
-          onRecovery: () => this.#links.onDeviceRecovery(id),
-        });
-        this.#backends.push(device);
-        this.#add(id, device);
-        return;
-      }
+      case 'vhost-user':
+        return this.#addVhostUser(id, drive.path, vhostUserBlk(cpus));
       case 'qemu':
         throw new VmmError('INVALID_STATE', "a disk of QEMU's has to be served by then");
     }
   }
 
-  async #addShare(index: number, { tag, ...options }: ShareConfig): Promise<void> {
-    const server = await ShareServer.open(options);
-    this.#backends.push(server);
-    this.#add(`share${index}`, new Virtio9p({ server, tag }));
+  async #addShare(index: number, share: ShareConfig): Promise<void> {
+    const id = `share${index}`;
+    const { tag } = share;
+    switch (share.backend) {
+      case 'local': {
+        const server = await ShareServer.open(share);
+        this.#backends.push(server);
+        this.#add(id, new Virtio9p({ server, tag }));
+        return;
+      }
+      case 'vhost-user':
+        // As ours is started. What a dead one left undone the next one refuses, and so nobody waits for it for ever.
+        return this.#addVhostUser(id, share.path, vhostUserFs(tag), { inOrder: true });
+      case 'virtiofsd':
+        throw new VmmError('INVALID_STATE', "a share of virtiofsd's has to be served by then");
+    }
+  }
+
+  async #addVhostUser(id: string, path: string, kind: VhostUserKind, { inOrder = false } = {}): Promise<void> {
+    const device = await VhostUserDevice.connect({
+      ...kind,
+      path,
+      inOrder,
+      onFailure: (error) => this.#links.onDeviceError(id, error),
+      onRecovery: () => this.#links.onDeviceRecovery(id),
+    });
+    this.#backends.push(device);
+    this.#add(id, device);
   }
 
   async #addNet(index: number, net: NetConfig): Promise<void> {

@@ -5,15 +5,8 @@ import type { ConsoleSize } from '../devices/virtio/console/console.js';
 import type { Balloon, BalloonStats } from './balloon.js';
 import { ConsoleStream } from './console-stream.js';
 import { StorageDaemon, type QemuDisk } from '../backends/qemu/storage-daemon.js';
-import type {
-  DriveConfig,
-  Machine,
-  MachineConfig,
-  MachineEvents,
-  MachineExit,
-  MachineState,
-  MachineStats,
-} from './machine.js';
+import { Virtiofsd, type VirtiofsShare } from '../backends/qemu/virtiofsd.js';
+import type { Machine, MachineConfig, MachineEvents, MachineExit, MachineState, MachineStats } from './machine.js';
 import { parseSize } from './options.js';
 import { fromPlainError } from './plain-error.js';
 import type { RemoteStream } from './remote-stream.js';
@@ -43,7 +36,7 @@ export class KvmMachine implements Machine {
   /** Streams to and from devices in the worker. */
   readonly streams: StreamHub;
   readonly events = new EventEmitter<MachineEvents>();
-  readonly #daemons: readonly (StorageDaemon | undefined)[];
+  readonly #daemons: Daemons;
   readonly #ports = new Map<string, RemoteStream>();
   readonly vsock: Vsock | undefined;
   readonly #nets = new Map<number, RemoteStream>();
@@ -70,15 +63,16 @@ export class KvmMachine implements Machine {
       await machine.#ready;
     } catch (error) {
       await machine.close();
-      throw error;
+      // A process that ended by itself knows more than who was connected to it.
+      throw daemons.shares.find((daemon) => daemon?.failure)?.failure ?? error;
     }
     machine.#updateRef();
     return machine;
   }
 
-  private constructor(given: MachineConfig, daemons: readonly (StorageDaemon | undefined)[]) {
+  private constructor(given: MachineConfig, daemons: Daemons) {
     this.#daemons = daemons;
-    const config = { ...given, drives: given.drives.map((drive, i) => servedBy(daemons[i], drive)) };
+    const config = servedBy(daemons, given);
     const shared = new SharedArrayBuffer(OutputWindow.BYTES);
     const window = new OutputWindow(shared);
     const workerData: WorkerData = { config, window: shared };
@@ -125,7 +119,11 @@ export class KvmMachine implements Machine {
   }
 
   get drives(): readonly (QemuDisk | undefined)[] {
-    return this.#daemons;
+    return this.#daemons.drives;
+  }
+
+  get shares(): readonly (VirtiofsShare | undefined)[] {
+    return this.#daemons.shares;
   }
 
   get state(): MachineState {
@@ -226,7 +224,7 @@ export class KvmMachine implements Machine {
     if (ready) await this.#call('close').catch(() => {});
     else await this.#worker.terminate();
     await this.#workerEnded;
-    await Promise.all(this.#daemons.map(async (daemon) => daemon?.close()));
+    await closeDaemons(this.#daemons);
     clearTimeout(terminate);
     this.#state = 'closed';
   }
@@ -319,19 +317,50 @@ export class KvmMachine implements Machine {
   }
 }
 
-/** Starts what serves the disks of QEMU's, by index of the drive. It belongs to this thread, and outlives a reset. */
-async function startDaemons({ drives, cpus }: MachineConfig): Promise<(StorageDaemon | undefined)[]> {
-  const starts = drives.map(async (drive) => {
-    if (drive.backend !== 'qemu') return undefined;
-    return StorageDaemon.start({ image: drive.image, readOnly: drive.readOnly, queues: cpus });
-  });
-  const results = await Promise.allSettled(starts);
-  const failed = results.find((result) => result.status === 'rejected');
-  const daemons = results.map((result) => (result.status === 'fulfilled' ? result.value : undefined));
+/** What serves a machine's disks and shares, by their index. It belongs to this thread, and outlives a reset. */
+interface Daemons {
+  drives: readonly (StorageDaemon | undefined)[];
+  shares: readonly (Virtiofsd | undefined)[];
+}
+
+async function startDaemons({ drives, shares, cpus }: MachineConfig): Promise<Daemons> {
+  const results = await Promise.all([
+    startAll(drives, (drive) => {
+      if (drive.backend !== 'qemu') return undefined;
+      return StorageDaemon.start({ image: drive.image, readOnly: drive.readOnly, queues: cpus });
+    }),
+    startAll(shares, (share) => (share.backend === 'virtiofsd' ? Virtiofsd.start(share) : undefined)),
+  ]);
+  const daemons = { drives: results[0].started, shares: results[1].started };
+  const failed = results.find(({ failed }) => failed)?.failed;
   if (!failed) return daemons;
-  await Promise.all(daemons.map(async (daemon) => daemon?.close()));
+  await closeDaemons(daemons);
   throw failed.reason;
 }
 
-const servedBy = (daemon: StorageDaemon | undefined, drive: DriveConfig): DriveConfig =>
-  daemon ? { backend: 'vhost-user', readOnly: drive.readOnly, path: daemon.socketPath } : drive;
+async function startAll<C, D>(configs: readonly C[], start: (config: C) => Promise<D> | undefined) {
+  const results = await Promise.allSettled(configs.map(async (config) => start(config)));
+  return {
+    started: results.map((result) => (result.status === 'fulfilled' ? result.value : undefined)),
+    failed: results.find((result) => result.status === 'rejected'),
+  };
+}
+
+async function closeDaemons({ drives, shares }: Daemons): Promise<void> {
+  await Promise.all([...drives, ...shares].map(async (daemon) => daemon?.close()));
+}
+
+/** The machine, as the worker has to know it: by sockets. */
+function servedBy(daemons: Daemons, config: MachineConfig): MachineConfig {
+  return {
+    ...config,
+    drives: config.drives.map((drive, index) => {
+      const path = daemons.drives[index]?.socketPath;
+      return path === undefined ? drive : { backend: 'vhost-user', readOnly: drive.readOnly, path };
+    }),
+    shares: config.shares.map((share, index) => {
+      const path = daemons.shares[index]?.socketPath;
+      return path === undefined ? share : { backend: 'vhost-user', tag: share.tag, path };
+    }),
+  };
+}

@@ -4,6 +4,8 @@ import type { GuestArch } from '../guest/arch.js';
 import type { IdMapping } from '../backends/local/share/tree.js';
 import type { QemuDeviceDescription } from '../backends/qemu/remote-pci/device.js';
 import type { Blockdev, QemuDisk } from '../backends/qemu/storage-daemon.js';
+import type { VirtiofsShare } from '../backends/qemu/virtiofsd.js';
+import type { VhostUserKind } from '../backends/vhost-user/kinds.js';
 import type { Balloon } from './balloon.js';
 import type { PortForward } from '../backends/net/port-forward.js';
 import type { RateLimit } from '../devices/rate-limiter.js';
@@ -70,7 +72,7 @@ export interface MachineStats {
   exits: Readonly<Record<string, number>>;
   /** Accesses by device name, without devices that had none. Empty under TCG. */
   accesses: Readonly<Record<string, number>>;
-  /** Virtio devices: `console`, `drive0` and so on in the order of the options, `net0` …, `share0` …, `rng`, `vsock`; and `device0` …, PCI devices of QEMU's. Empty under TCG. */
+  /** Virtio devices: `console`, `drive0` and so on in the order of the options, `net0` …, `share0` …, `rng`, `vsock`, `vhostUser0` …; and `device0` …, PCI devices of QEMU's. Empty under TCG. */
   devices: Readonly<Record<string, DeviceStats>>;
   /** Guest RAM in bytes. */
   memoryBytes: number;
@@ -101,12 +103,18 @@ export type NetConfig = { mac?: string; mtu?: number; rateLimit?: RateLimit } & 
   { type: 'user'; forwards: PortForward[] } | { type: 'tap'; name?: string; fd?: number } | { type: 'port' }
 );
 
-/** One directory of the host, which the guest mounts by its tag: 9p, `trans=virtio`. */
-export interface ShareConfig {
-  dir: string;
-  tag: string;
-  readOnly: boolean;
-  ids: IdMapping;
+/** One directory of the host, which the guest mounts by its tag: by 9p (`local`), or by virtio-fs. */
+export type ShareConfig = { tag: string } & (
+  | { backend: 'local'; dir: string; readOnly: boolean; ids: IdMapping }
+  | { backend: 'virtiofsd'; dir: string; readOnly: boolean }
+  | { backend: 'vhost-user'; path: string }
+);
+
+/** A device that another process serves. */
+export interface VhostUserConfig {
+  /** Path of the Unix socket at which it listens. */
+  socket: string;
+  kind: VhostUserKind;
 }
 
 /** The guest's sockets. */
@@ -170,6 +178,7 @@ export interface MachineConfig {
   /** The test device of QEMU's, for programs that test a hypervisor. */
   testdev: boolean;
   vsock?: VsockConfig;
+  vhostUser: VhostUserConfig[];
   devices: DeviceConfig[];
   /** How the virtio devices are attached. */
   virtioTransport: 'pci' | 'mmio';
@@ -188,6 +197,8 @@ export interface Machine extends AsyncDisposable {
   readonly console: Duplex;
   /** By index of the drive: what can be done with a disk of QEMU's while the guest uses it; undefined for other disks. */
   readonly drives: readonly (QemuDisk | undefined)[];
+  /** By index of the share: what serves a share of virtiofsd's; undefined for other shares. */
+  readonly shares: readonly (VirtiofsShare | undefined)[];
   /** The program's end of a named console port. @throws VmmError code "INVALID_ARGUMENT" for a name that is none of `consolePorts`. */
   port(name: string): Duplex;
   /** Frames of a network card of type `port`. @throws VmmError code "INVALID_ARGUMENT" for the index of another, or of none. */

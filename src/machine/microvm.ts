@@ -1,6 +1,7 @@
 import { EventEmitter } from 'node:events';
 import type { Duplex } from 'node:stream';
 import type { QemuDisk } from '../backends/qemu/storage-daemon.js';
+import type { VirtiofsShare } from '../backends/qemu/virtiofsd.js';
 import { VmmError } from '../errors.js';
 import { chooseAccelerator } from './accelerator.js';
 import type { Balloon } from './balloon.js';
@@ -74,6 +75,14 @@ export class MicroVM extends EventEmitter<MachineEvents> implements Omit<Machine
    */
   get drives(): readonly (QemuDisk | undefined)[] {
     return this.#machine.drives;
+  }
+
+  /**
+   * By index of the option `shares`: the process of a share of `backend: 'virtiofsd'`, whose event `died` tells of its end,
+   * and which `restart()` starts anew. Undefined for other shares.
+   */
+  get shares(): readonly (VirtiofsShare | undefined)[] {
+    return this.#machine.shares;
   }
 
   /**

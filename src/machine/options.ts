@@ -4,12 +4,22 @@ import { z } from 'zod';
 import { VmmError } from '../errors.js';
 import { ARCHITECTURES, type GuestArch } from '../guest/arch.js';
 import { MAX_GUEST_CID, MIN_GUEST_CID } from '../devices/virtio/vsock/defs.js';
+import { randomMac, parseMac } from '../devices/virtio/net/mac.js';
+import {
+  vhostUserBlk,
+  vhostUserDevice,
+  vhostUserFs,
+  vhostUserNet,
+  vhostUserRng,
+  type VhostUserKind,
+} from '../backends/vhost-user/kinds.js';
+import { MAX_CONFIG_BYTES } from '../backends/vhost-user/protocol.js';
 import { parsePortForward } from '../backends/net/port-forward.js';
 import type { RateLimit } from '../devices/rate-limiter.js';
 import { imageFile, type Blockdev } from '../backends/qemu/storage-daemon.js';
 import { MAX_VCPUS, PCI, USER_MMIO, VIRTIO_MMIO } from './layout.js';
 import type { QemuProperties } from '../backends/qemu/remote-pci/device.js';
-import type { DeviceConfig, DriveConfig, MachineConfig, NetConfig } from './machine.js';
+import type { DeviceConfig, DriveConfig, MachineConfig, NetConfig, ShareConfig } from './machine.js';
 import type { CpuTemplate } from './cpuid-policy.js';
 
 /** More than any host has; a limit that keeps all address arithmetic exact. */
@@ -18,6 +28,8 @@ const PAGE_BYTES = 4096;
 const TOO_MANY_CPUS = `a machine has at most ${MAX_VCPUS.tcg} virtual CPUs under TCG, ${MAX_VCPUS.kvm} under KVM`;
 /** A virtio console has 31 ports, of which one may be the guest's console. */
 const MAX_CONSOLE_PORTS = 30;
+/** Each takes a page of the notify BAR's and two eventfds. */
+const MAX_VHOST_USER_QUEUES = 64;
 
 /**
  * What makes a guest talk to us and end when it is done: console and panic output on the first serial port, a reboot
@@ -95,12 +107,21 @@ const drive = z
     return { backend, readOnly, path: resolve(path), ...(serial !== undefined && { serial }), ...limits };
   });
 
-const share = z.strictObject({
-  dir: path,
-  tag: z.string().regex(/^[\w.-]{1,31}$/, 'a tag has 1 to 31 letters, digits, "_", "." and "-"'),
-  readOnly: z.boolean().default(false),
-  ids: z.enum(['squash', 'passthrough']).default('squash'),
-});
+const tag = z.string().regex(/^[\w.-]{1,31}$/, 'a tag has 1 to 31 letters, digits, "_", "." and "-"');
+const share = z
+  .strictObject({
+    dir: path,
+    tag,
+    backend: z.enum(['local', 'virtiofsd']).default('local'),
+    readOnly: z.boolean().default(false),
+    ids: z.enum(['squash', 'passthrough']).optional(),
+  })
+  .transform(({ dir, tag, backend, readOnly, ids }, context): ShareConfig => {
+    if (backend === 'local') return { backend, dir: resolve(dir), tag, readOnly, ids: ids ?? 'squash' };
+    if (ids === undefined || ids === 'passthrough') return { backend, dir: resolve(dir), tag, readOnly };
+    context.addIssue("virtiofsd keeps users and groups as they are: leave ids out, or use backend: 'local'");
+    return z.NEVER;
+  });
 
 const forward = z.string().transform((text, context) => {
   try {
@@ -128,6 +149,41 @@ const vsock = z.strictObject({
   cid: z.number().int().min(MIN_GUEST_CID, 'a guest has a CID of 3 or more').max(MAX_GUEST_CID),
   udsPath: path.optional(),
 });
+
+const vhostUser = z
+  .strictObject({
+    socket: path,
+    type: z.custom<VhostUserOptions['type']>(
+      (type) => ['blk', 'net', 'fs', 'rng'].includes(type as string) || isInteger(type, 1, 63),
+      'a type is blk, net, fs, rng, or the ID of another virtio device, 1 to 63',
+    ),
+    queues: z.number().int().min(1).max(MAX_VHOST_USER_QUEUES).optional(),
+    mac: mac.optional(),
+    tag: tag.optional(),
+    config: z
+      .custom<number | Uint8Array>(
+        (config) => isInteger(config instanceof Uint8Array ? config.length : config, 0, MAX_CONFIG_BYTES),
+        `give the configuration space, or how many bytes of it the backend has: up to ${MAX_CONFIG_BYTES}`,
+      )
+      .optional(),
+  })
+  .superRefine(({ socket: _socket, type, ...rest }, context) => {
+    const { may, must } = VHOST_USER_FIELDS[typeof type === 'number' ? 'other' : type];
+    for (const name of ['queues', 'mac', 'tag', 'config'] as const) {
+      const given = rest[name] !== undefined;
+      if (given && !may.includes(name) && name !== must) context.addIssue(`${name}: not of a device of type ${type}`);
+      if (!given && name === must) context.addIssue(`${name} is needed for a device of type ${type}`);
+    }
+  });
+/** By the type of a device of `vhostUser`: what may be said of it, and what has to be. */
+const VHOST_USER_FIELDS: Record<'blk' | 'net' | 'fs' | 'rng' | 'other', { may: string[]; must?: string }> = {
+  blk: { may: ['queues'] },
+  net: { may: ['mac'] },
+  fs: { may: [], must: 'tag' },
+  rng: { may: [] },
+  other: { may: ['config'], must: 'queues' },
+};
+
 const deviceId = z
   .string()
   .regex(/^[\w.-]{1,32}$/, 'an id has up to 32 letters, digits, dots, dashes and underscores')
@@ -226,6 +282,7 @@ const schema = z.strictObject({
   balloon: z.boolean().default(false),
   testdev: z.boolean().default(false),
   vsock: vsock.optional(),
+  vhostUser: z.array(vhostUser).default([]),
   devices: z
     .array(device)
     .refine(
@@ -274,7 +331,7 @@ export interface MicroVMOptions {
   drives?: readonly DriveOptions[] | undefined;
   /** Network cards, in order. Under KVM. */
   net?: readonly NetOptions[] | undefined;
-  /** Directories of the host that the guest can mount, by 9p. Under KVM. */
+  /** Directories of the host that the guest can mount. Under KVM. */
   shares?: readonly ShareOptions[] | undefined;
   /** A virtio entropy device. Default false. Under KVM. */
   rng?: boolean | undefined;
@@ -287,6 +344,8 @@ export interface MicroVMOptions {
   testdev?: boolean | undefined;
   /** Sockets between host and guest without a network: `vm.vsock`. Under KVM. */
   vsock?: VsockOptions | undefined;
+  /** Devices that other processes serve by vhost-user. Under KVM. */
+  vhostUser?: readonly VhostUserOptions[] | undefined;
   /** Devices of your own, and whole PCI devices of QEMU's. Under KVM. */
   devices?: readonly DeviceOptions[] | undefined;
   /** How virtio devices are attached: PCI, the default, or MMIO. */
@@ -367,19 +426,65 @@ export type DriveOptions = {
     }
 );
 
-/** A directory of the host and all below it. In the guest: `mount -t 9p -o trans=virtio,version=9p2000.L TAG /mnt`. */
-export interface ShareOptions {
+/** A directory of the host and all below it. */
+export type ShareOptions = {
   dir: string;
   /** What the guest mounts it by: 1 to 31 letters, digits, `_`, `.` and `-`. */
   tag: string;
   /** Default false: the guest may change what is there. */
   readOnly?: boolean | undefined;
-  /**
-   * `squash`, the default: the guest sees every file as its root's, and what it makes belongs to this process's user.
-   * `passthrough`: users and groups have the same numbers on both sides; needs root, and a guest that is trusted with it.
-   */
-  ids?: 'squash' | 'passthrough' | undefined;
-}
+} & (
+  | {
+      /** This process serves it. In the guest: `mount -t 9p -o trans=virtio,version=9p2000.L TAG /mnt`. */
+      backend?: 'local' | undefined;
+      /**
+       * `squash`, the default: the guest sees every file as its root's, and what it makes belongs to this process's user.
+       * `passthrough`: users and groups have the same numbers on both sides; needs root, and a guest that is trusted with
+       * it.
+       */
+      ids?: 'squash' | 'passthrough' | undefined;
+    }
+  | {
+      /**
+       * A virtiofsd serves it, with the same users and groups on both sides. In the guest: `mount -t virtiofs TAG /mnt`. See
+       * `MicroVM.shares`.
+       */
+      backend: 'virtiofsd';
+    }
+);
+
+/**
+ * A virtio device behind a vhost-user backend of yours. It has to listen before the machine is made; when it is lost, the
+ * device fails, and tries to connect again.
+ */
+export type VhostUserOptions = {
+  /** Path of the Unix socket at which the backend listens. */
+  socket: string;
+} & (
+  | {
+      type: 'blk';
+      /** Default: one a CPU. */
+      queues?: number | undefined;
+    }
+  | {
+      type: 'net';
+      /** Default: one made up. */
+      mac?: string | undefined;
+    }
+  | {
+      type: 'fs';
+      /** What the guest mounts it by: 1 to 31 letters, digits, `_`, `.` and `-`. */
+      tag: string;
+    }
+  | { type: 'rng' }
+  | {
+      /** Any other virtio device, by its ID: virtio 1.2, 5. */
+      type: number;
+      queues: number;
+      /** Its configuration space, or how many bytes of it the backend has (at most 256). Default: none. */
+      config?: number | Uint8Array | undefined;
+    }
+);
 
 /** A virtio socket device. */
 export interface VsockOptions {
@@ -437,7 +542,7 @@ export function parseOptions(options: MicroVMOptions): { config: MachineConfig; 
   if (result.data.cpus % result.data.threadsPerCore !== 0) {
     throw new VmmError('INVALID_ARGUMENT', 'threadsPerCore: 2 needs an even number of cpus');
   }
-  const { kernel, initrd, cmdline, cpus, memory, accel, drives, net, shares, vsock, devices, ...rest } = result.data;
+  const { kernel, initrd, cmdline, cpus, memory, accel, net, vsock, vhostUser, devices, ...rest } = result.data;
   const base = baseCmdline(rest.console, rest.arch);
   return {
     config: {
@@ -447,12 +552,11 @@ export function parseOptions(options: MicroVMOptions): { config: MachineConfig; 
       kernelArguments: cmdline.trim(),
       cpus,
       memoryBytes: memory,
-      drives,
       net: net.map(defined) as NetConfig[],
-      shares: shares.map((share) => ({ ...share, dir: resolve(share.dir) })),
       ...(vsock && {
         vsock: { cid: vsock.cid, ...(vsock.udsPath !== undefined && { udsPath: resolve(vsock.udsPath) }) },
       }),
+      vhostUser: vhostUser.map((device) => ({ socket: resolve(device.socket), kind: vhostUserKind(device, cpus) })),
       devices: devices.map(deviceConfig),
       ...rest,
     },
@@ -466,6 +570,22 @@ function defined(value: object): object {
   return Object.fromEntries(
     entries.map(([key, field]) => [key, key === 'rateLimit' ? defined(field as object) : (field as unknown)]),
   );
+}
+
+function vhostUserKind(options: z.output<typeof vhostUser>, cpus: number): VhostUserKind {
+  const { type, queues, mac, tag, config = 0 } = options;
+  switch (type) {
+    case 'blk':
+      return vhostUserBlk(queues ?? cpus);
+    case 'net':
+      return vhostUserNet(mac === undefined ? randomMac() : parseMac(mac));
+    case 'fs':
+      return vhostUserFs(tag!);
+    case 'rng':
+      return vhostUserRng();
+    default:
+      return vhostUserDevice(type, queues!, config);
+  }
 }
 
 function deviceConfig(options: z.output<typeof device>, index: number): DeviceConfig {
@@ -507,6 +627,10 @@ function describe(issue: z.core.$ZodIssue): string {
 
 function noNul(text: string): boolean {
   return !text.includes('\0');
+}
+
+function isInteger(value: unknown, least: number, most: number): boolean {
+  return Number.isSafeInteger(value) && (value as number) >= least && (value as number) <= most;
 }
 
 function noneTwice(values: unknown[]): boolean {

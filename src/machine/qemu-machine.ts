@@ -14,6 +14,7 @@ const OUTPUT_WINDOW_BYTES = 2 ** 20;
 export class QemuMachine implements Machine {
   readonly accel = 'tcg';
   readonly drives = [];
+  readonly shares = [];
   readonly console: ConsoleStream;
   readonly exited: Promise<MachineExit>;
   readonly events = new EventEmitter<MachineEvents>();
@@ -217,6 +218,7 @@ function refuseDevices({
   console,
   consolePorts,
   cpuTemplate,
+  vhostUser,
   devices,
 }: MachineConfig): void {
   const asked = [
@@ -229,6 +231,7 @@ function refuseDevices({
     consolePorts.length > 0 && 'consolePorts',
     cpuTemplate !== 'host' && `cpuTemplate: "${cpuTemplate}"`,
     balloon && 'balloon',
+    vhostUser.length > 0 && 'vhostUser',
     devices.length > 0 && 'devices',
     arch !== 'x86_64' && testdev && 'testdev',
   ].filter(Boolean);

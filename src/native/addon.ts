@@ -13,8 +13,13 @@ export interface Addon {
   EventFd: new () => NativeEventFd;
   /** A tap device by name, or by an fd of one, which is duplicated. */
   Tap: new (nameOrFd: string | number) => NativeTap;
-  /** A Unix stream socket: connected or listening at a path, or an fd of one, which is the object's from then on. */
-  UnixSocket: new (...how: ['connect' | 'listen', path: string] | ['adopt', fd: number]) => NativeUnixSocket;
+  /**
+   * A Unix stream socket: connected or listening at a path, or an fd of one, which is the object's from then on. One that
+   * listens for a child blocks whoever accepts: that is the child, which inherits its fd.
+   */
+  UnixSocket: new (
+    ...how: ['connect' | 'listen' | 'listen-for-child', path: string] | ['adopt', fd: number]
+  ) => NativeUnixSocket;
   /** Both ends of a Unix stream connection: fds that the caller owns. */
   socketPair(): [number, number];
   VcpuGroup: new (vcpus: readonly NativeVcpu[]) => NativeVcpuGroup;

@@ -42,6 +42,7 @@ beforeAll(async () => {
     drives: [],
     net: [],
     shares: [],
+    vhostUser: [],
     rng: false,
     consolePorts: [],
     balloon: false,

@@ -19,8 +19,9 @@ export type GuestStep = { when: string } & (
   | { act: 'killPasst' }
   /** Calls a method of `vm.drives[drive]`. */
   | { act: 'drive'; drive: number; method: 'snapshot' | 'commit' | 'mirror' | 'resize' | 'restart'; args?: unknown[] }
-  /** Kills the process that serves a drive, waits until that is reported, and starts another. */
+  /** Kills the process that serves a drive or a share, waits until that is reported, and starts another. */
   | { act: 'killDrive'; drive: number }
+  | { act: 'killShare'; share: number }
   | { act: 'powerButton' }
   | { act: 'stop' }
   | { act: 'balloon'; target: string }
@@ -58,7 +59,7 @@ export interface GuestReport {
   /** How many bytes came back, by the port's name. */
   echoed: Record<string, number>;
   deviceErrors: { device: string; code: string; message: string }[];
-  /** What was reported of a killed drive. */
+  /** What was reported of a killed drive or share. */
   died?: string;
   error?: string;
 }

@@ -8,7 +8,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { VmmError } from '../../errors.js';
 import { QemuProcess } from './process.js';
-import { describeExit } from './supervised.js';
+import { deathOf } from './supervised.js';
 
 /** The formats whose options this module knows; any other goes by a `Blockdev`. */
 export type ImageFormat = 'raw' | 'qcow2';
@@ -274,9 +274,7 @@ export class StorageDaemon extends EventEmitter<StorageDaemonEvents> {
     void process.exited.then((exit) => {
       if (this.#process !== process) return;
       this.#process = undefined;
-      const said = process.stderrTail.trim().split('\n').slice(-5).join('; ');
-      const what = `qemu-storage-daemon died: ${describeExit(exit)}${said ? ` (${said})` : ''}; restart() starts another`;
-      this.emit('died', new VmmError('QEMU_FAILED', what, { operation: 'qemu-storage-daemon' }));
+      this.emit('died', deathOf('qemu-storage-daemon', process, exit, 'restart() starts another'));
     });
   }
 

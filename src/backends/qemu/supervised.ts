@@ -16,6 +16,7 @@ const PACKAGES: Readonly<Record<string, string>> = {
   'qemu-storage-daemon': 'qemu-system-common',
   virtiofsd: 'qemu-system-common',
   setpriv: 'util-linux',
+  unshare: 'util-linux',
 };
 
 export interface ProcessExit {
@@ -95,6 +96,21 @@ export class SupervisedProcess {
     return lines.slice(-5).join('; ');
   }
 
+  /** Resolves with whether it writes the text to standard error: true once it does, false when it has ended without. */
+  says(text: string): Promise<boolean> {
+    const stderr = this.#child.stderr as Readable;
+    return new Promise((resolve) => {
+      const settle = (said: boolean) => {
+        stderr.off('data', look);
+        resolve(said);
+      };
+      const look = () => void (this.#stderr.includes(text) && settle(true));
+      stderr.on('data', look); // after the one that keeps the text
+      look();
+      void this.exited.then(() => settle(this.#stderr.includes(text)));
+    });
+  }
+
   kill(): void {
     this.#child.kill('SIGKILL');
   }
@@ -103,6 +119,18 @@ export class SupervisedProcess {
 /** A short sentence on how a process ended. */
 export function describeExit({ code, signal }: ProcessExit): string {
   return signal ? `it was killed by ${signal}` : `it ended with status ${code}`;
+}
+
+/** What to report of a process that nobody asked to end. @param advice What can be done about it. */
+export function deathOf(
+  program: string,
+  { stderrTail }: { stderrTail: string },
+  exit: ProcessExit,
+  advice: string,
+): VmmError {
+  const said = stderrTail.trim().split('\n').slice(-5).join('; ');
+  const what = `${program} died: ${describeExit(exit)}${said ? ` (${said})` : ''}; ${advice}`;
+  return new VmmError('QEMU_FAILED', what, { operation: program });
 }
 
 /** @throws VmmError code "QEMU_UNAVAILABLE" naming the command that installs it. */

@@ -28,10 +28,19 @@ export interface VhostUserDeviceConfig {
   path: string;
   /** The largest size of each queue. */
   queueSizes: readonly number[];
+  /** How many GET_QUEUE_NUM calls them. Default: each one; of a network card it counts pairs. */
+  countedQueues?: number;
   /** The configuration space, or how many bytes of it to fetch from the backend. */
   config: Uint8Array | number;
   /** Features that the backend offers and the driver is not to see. */
   hiddenFeatures?: bigint;
+  /** Features that the driver sees and the backend, which may know nothing of them, does not. */
+  ownFeatures?: bigint;
+  /**
+   * The backend answers each queue's requests in the order in which they came: what a dead one left unanswered is known
+   * without an inflight area, and done again.
+   */
+  inOrder?: boolean;
   /** How long the backend may take for an answer. Default: 5,000. */
   timeoutMs?: number;
   /** The backend is gone or unusable, and the device failed. */
@@ -96,7 +105,7 @@ export class VhostUserDevice implements VirtioDevice {
     this.queueSizes = config.queueSizes;
     this.#config = config;
     const foreign = (GENERIC_FEATURES | LATER_GENERIC_FEATURES) & ~OUR_GENERIC_FEATURES;
-    this.features = frontend.features & ~foreign & ~(config.hiddenFeatures ?? 0n);
+    this.features = (frontend.features & ~foreign & ~(config.hiddenFeatures ?? 0n)) | (config.ownFeatures ?? 0n);
     if (!(this.features & VIRTIO_F_VERSION_1)) {
       throw new VmmError('BACKEND_FAILED', `the backend at ${config.path} knows only virtio before version 1`);
     }
@@ -196,6 +205,7 @@ export class VhostUserDevice implements VirtioDevice {
     });
     if (
       isRecovery &&
+      !this.#config.inOrder &&
       !active.inflight &&
       queues.some((running) => running && !isClear(active.context, running.queue))
     ) {
@@ -205,7 +215,8 @@ export class VhostUserDevice implements VirtioDevice {
       this.#config.onFailure?.(new VmmError('BACKEND_FAILED', `${what}; the guest has to reset the device`));
       return;
     }
-    const started = frontend.start(memory, features, queues, active.inflight).then(
+    const toBackend = features & ~(this.#config.ownFeatures ?? 0n);
+    const started = frontend.start(memory, toBackend, queues, active.inflight).then(
       (inflight) => {
         active.inflight = inflight;
         if (isRecovery) this.#recovered(active.context);
@@ -280,7 +291,7 @@ export class VhostUserDevice implements VirtioDevice {
     } catch {
       return this.#retryLater();
     }
-    const isUsable = (this.features & ~frontend.features) === 0n;
+    const isUsable = (this.features & ~(this.#config.ownFeatures ?? 0n) & ~frontend.features) === 0n;
     if (this.#closed || !isUsable) {
       frontend.close();
       return this.#retryLater();
@@ -305,7 +316,7 @@ function connectTo(
   const configBytes = typeof config.config === 'number' ? config.config : 0;
   return VhostUserFrontend.connect(
     path,
-    { queues: queueSizes.length, configBytes, timeoutMs },
+    { queues: config.countedQueues ?? queueSizes.length, configBytes, timeoutMs },
     { onConfigChange: () => device()?.onConfigChange(), onEnd: (error) => device()?.onEnd(error) },
   );
 }

@@ -24,7 +24,7 @@ const WANTED_PROTOCOL_FEATURES = Object.values(PROTOCOL_F).reduce((all, bit) => 
 const IDLE_POLL_MS = 2;
 
 export interface FrontendConfig {
-  /** Queues that the device has. */
+  /** Queues that the device has, as GET_QUEUE_NUM counts them. */
   queues: number;
   /** Bytes of the configuration space to fetch; 0: the backend has none for us. */
   configBytes: number;
@@ -205,14 +205,14 @@ export class VhostUserFrontend {
     ]);
     this.features = offered & ~F_PROTOCOL_FEATURES;
     this.#hasProtocolFeatures = (offered & F_PROTOCOL_FEATURES) !== 0n;
-    let queueLimit = 1n;
+    // Without MQ there are as many as the device type has.
+    let queueLimit = BigInt(this.#settings.queues);
     if (this.#hasProtocolFeatures) {
       const { value } = await requester.ask(REQUEST.getProtocolFeatures, undefined);
       this.protocolFeatures = value & WANTED_PROTOCOL_FEATURES;
       await requester.tell(REQUEST.setProtocolFeatures, this.protocolFeatures);
       requester.acknowledged = this.#can(PROTOCOL_F.REPLY_ACK);
       if (this.#can(PROTOCOL_F.MQ)) queueLimit = (await requester.ask(REQUEST.getQueueNum, undefined)).value;
-      else queueLimit = BigInt(this.#settings.queues);
       if (this.#can(PROTOCOL_F.BACKEND_REQ)) await this.#openBackendChannel();
     }
     if (queueLimit < this.#settings.queues) {

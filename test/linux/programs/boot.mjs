@@ -33,12 +33,8 @@ async function run({ name, options, consoleSize, join, steps = [], serve, timeou
     const report = { name, output: '', stats: {}, fetched: {}, echoed: {}, deviceErrors: [], balloon: {} };
     const acts = {
       drive: ({ drive, method, args = [] }) => vm.drives[drive][method](...args),
-      killDrive: async ({ drive }) => {
-        const died = once(vm.drives[drive], 'died');
-        process.kill(vm.drives[drive].pid, 'SIGKILL');
-        report.died = (await died)[0].message;
-        await vm.drives[drive].restart();
-      },
+      killDrive: ({ drive }) => killAndRestart(vm.drives[drive], report),
+      killShare: ({ share }) => killAndRestart(vm.shares[share], report),
       stats: async (step) => (report.stats[step.as] = await vm.stats()),
       powerButton: () => vm.powerButton(),
       stop: () => vm.stop(),
@@ -107,6 +103,13 @@ async function run({ name, options, consoleSize, join, steps = [], serve, timeou
     server?.closeAllConnections();
     server?.close();
   }
+}
+
+async function killAndRestart(daemon, report) {
+  const died = once(daemon, 'died');
+  process.kill(daemon.pid, 'SIGKILL');
+  report.died = (await died)[0].message;
+  await daemon.restart();
 }
 
 /** Sends random bytes to a guest that sends them back. @returns How many came back, up to the first that is wrong. */

@@ -1,5 +1,13 @@
 import { describe, expect, it } from 'vitest';
-import { addDrive, addNet, addPort, addShare, deviceConfig, parseVsock } from '../../../src/cli/device-options.js';
+import {
+  addDrive,
+  addNet,
+  addPort,
+  addShare,
+  deviceConfig,
+  guestDevices,
+  parseVsock,
+} from '../../../src/cli/device-options.js';
 import { guestSetup } from '../../../src/cli/guest-setup.js';
 import { parseOptions } from '../../../src/machine/options.js';
 
@@ -42,10 +50,12 @@ describe('--net', () => {
 
 describe('--share', () => {
   it.each([
-    ['src:tag', { dir: 'src', tag: 'tag', readOnly: false, ids: 'squash' }],
-    ['/a/b:tag:ro', { dir: '/a/b', tag: 'tag', readOnly: true, ids: 'squash' }],
-    ['a:b,c:tag:ro', { dir: 'a:b,c', tag: 'tag', readOnly: true, ids: 'squash' }],
+    ['src:tag', { dir: 'src', tag: 'tag', readOnly: false }],
+    ['/a/b:tag:ro', { dir: '/a/b', tag: 'tag', readOnly: true }],
+    ['a:b,c:tag:ro', { dir: 'a:b,c', tag: 'tag', readOnly: true }],
     ['.:t:ro,ids=passthrough', { dir: '.', tag: 't', readOnly: true, ids: 'passthrough' }],
+    ['/a,backend=x:t,backend=virtiofsd', { dir: '/a,backend=x', tag: 't', readOnly: false, backend: 'virtiofsd' }],
+    ['.:t:ro,ids=squash,backend=local', { dir: '.', tag: 't', readOnly: true, ids: 'squash', backend: 'local' }],
   ])('%s', (text, share) => {
     expect(addShare(text)).toEqual([share]);
   });
@@ -60,8 +70,13 @@ describe('--share', () => {
       ...deviceConfig({ ...PLAIN, share: texts.flatMap((text) => addShare(text)) }),
     });
     expect(parseOptions(options('/a:t')).config.shares).toEqual([
-      { dir: '/a', tag: 't', readOnly: false, ids: 'squash' },
+      { backend: 'local', dir: '/a', tag: 't', readOnly: false, ids: 'squash' },
     ]);
+    expect(parseOptions(options('/a:t:ro,backend=virtiofsd')).config.shares).toEqual([
+      { backend: 'virtiofsd', dir: '/a', tag: 't', readOnly: true },
+    ]);
+    expect(() => parseOptions(options('/a:t,backend=nfs'))).toThrow(/backend/);
+    expect(() => parseOptions(options('/a:t,backend=virtiofsd,ids=squash'))).toThrow(/leave ids out/);
     expect(() => parseOptions(options('/a:a b'))).toThrow(/tag/);
     expect(() => parseOptions(options('/a:t', '/b:t'))).toThrow(/once/);
   });
@@ -160,6 +175,14 @@ describe('the devices of the command line', () => {
       ['a', '/mnt/a'],
       ['b', '/mnt/b'],
     ]);
+  });
+
+  it('are mounted by virtio-fs, where virtiofsd serves them', () => {
+    const devices = deviceConfig({ ...PLAIN, share: addShare('/b:b,backend=virtiofsd', addShare('/a:a')) });
+    const { modules, setup } = guestSetup(guestDevices(devices));
+    expect(modules).toEqual(['virtio_pci', '9pnet_virtio', '9p', 'virtiofs']);
+    expect(setup).toContainEqual(expect.stringMatching(/^mount -t 9p .* a \/mnt\/a /));
+    expect(setup).toContainEqual(expect.stringMatching(/^mount -t virtiofs b \/mnt\/b /));
   });
 
   it('get an address for every network card', () => {

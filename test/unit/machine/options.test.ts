@@ -32,6 +32,7 @@ describe('options', () => {
         drives: [],
         net: [],
         shares: [],
+        vhostUser: [],
         rng: false,
         balloon: false,
         testdev: false,
@@ -76,6 +77,47 @@ describe('options', () => {
       });
     },
   );
+
+  it('make a device of each kind of vhost-user backend', () => {
+    const { config } = parseOptions({
+      kernel: 'k',
+      cpus: 3,
+      vhostUser: [
+        { socket: '/blk', type: 'blk' },
+        { socket: '/net', type: 'net', mac: '52:54:00:00:00:01' },
+        { socket: '/fs', type: 'fs', tag: 'src' },
+        { socket: 'rng', type: 'rng' },
+        { socket: '/i2c', type: 34, queues: 2, config: 8 },
+      ],
+    });
+    expect(config.vhostUser.map(({ socket, kind }) => [socket, kind.name, kind.type, kind.queueSizes.length])).toEqual([
+      ['/blk', 'vhost-user-blk', 2, 3],
+      ['/net', 'vhost-user-net', 1, 2],
+      ['/fs', 'vhost-user-fs', 26, 2],
+      [resolve('rng'), 'vhost-user-rng', 4, 1],
+      ['/i2c', 'vhost-user-34', 34, 2],
+    ]);
+    expect(config.vhostUser[1].kind.config).toEqual(Uint8Array.of(0x52, 0x54, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0));
+    expect(structuredClone(config.vhostUser)).toEqual(config.vhostUser); // it goes to a worker
+  });
+
+  it.each([
+    [{ type: 'blk' }, 'socket'],
+    [{ socket: '/s', type: 'gpu' }, 'ID of another virtio device'],
+    [{ socket: '/s', type: 64, queues: 1 }, 'ID of another virtio device'],
+    [{ socket: '/s', type: 34 }, 'queues is needed'],
+    [{ socket: '/s', type: 'fs' }, 'tag is needed'],
+    [{ socket: '/s', type: 'rng', queues: 2 }, 'queues: not of a device of type rng'],
+    [{ socket: '/s', type: 'blk', tag: 't' }, 'tag: not of a device of type blk'],
+    [{ socket: '/s', type: 34, queues: 65 }, 'queues'],
+    [{ socket: '/s', type: 34, queues: 1, config: 257 }, 'up to 256'],
+    [{ socket: '/s', type: 34, queues: 1, config: new Uint8Array(257) }, 'up to 256'],
+  ])('refuse %j as a vhost-user device', (device, message) => {
+    expect(failure({ kernel: 'k', vhostUser: [device] })).toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining(message) as string,
+    });
+  });
 
   it.each([{ cid: 2 }, { cid: 2 ** 32 - 1 }, { cid: 3.5 }, {}, { cid: 3, udsPath: '' }, { cid: 3, uds: 'x' }])(
     'refuse %j as a vsock',

@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto';
 import { VmmError } from '../../../errors.js';
 
 /** @throws VmmError code "INVALID_ARGUMENT" unless it is the address of one station, as `52:54:00:12:34:56`. */
@@ -10,6 +11,11 @@ export function parseMac(text: string): Uint8Array {
     throw new VmmError('INVALID_ARGUMENT', `${text} is not the address of one station; make the first byte even`);
   }
   return mac;
+}
+
+/** An address of nobody's: unicast, locally administered, in the range that virtual machines commonly use. */
+export function randomMac(): Uint8Array {
+  return Uint8Array.of(0x52, 0x54, 0x00, ...randomBytes(3));
 }
 
 export function formatMac(mac: Uint8Array): string {

@@ -1,5 +1,4 @@
 /** The network device: virtio 1.2, 5.1. One pair of queues, offloads as far as its backend carries them. */
-import { randomBytes } from 'node:crypto';
 import type { AccessSize } from '../../../bus/device.js';
 import { SavedState } from '../../../bus/saved-state.js';
 import { VmmError } from '../../../errors.js';
@@ -28,7 +27,7 @@ import {
   VLAN_TAGS_BYTES,
 } from './defs.js';
 import { agreedOffloads, offloadFeatures } from './features.js';
-import { formatMac, parseMac } from './mac.js';
+import { formatMac, parseMac, randomMac } from './mac.js';
 import { Receiver } from './receiver.js';
 import { Transmitter } from './transmitter.js';
 
@@ -197,9 +196,4 @@ export class VirtioNet implements VirtioDevice {
     this.#config[offset] = value;
     this.#config[offset + 1] = value >> 8;
   }
-}
-
-/** An address of nobody's: unicast, locally administered, in the range that virtual machines commonly use. */
-function randomMac(): Uint8Array {
-  return Uint8Array.of(0x52, 0x54, 0x00, ...randomBytes(3));
 }
