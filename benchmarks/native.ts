@@ -9,6 +9,12 @@ export async function buildBaseline(name: string): Promise<string> {
   return `${ROOT}build-cmake/baseline/baseline-${name}`;
 }
 
+/** Builds a program of benchmarks/guest, linked statically. @returns Its path. */
+export async function buildGuestProgram(name: string): Promise<string> {
+  await build(`guest-${name}`);
+  return `${ROOT}build-cmake/guest/guest-${name}`;
+}
+
 /** Builds a library of benchmarks/preload. @returns Its path, for LD_PRELOAD. */
 export async function buildPreload(name: string): Promise<string> {
   await build(`preload-${name}`);
