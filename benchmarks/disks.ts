@@ -10,7 +10,7 @@
  */
 import Table from 'cli-table3';
 import { execa } from 'execa';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -20,6 +20,7 @@ import { guestSetup } from '../src/cli/guest-setup.js';
 import { findBusybox } from '../src/guest/busybox.js';
 import { buildInitramfs } from '../src/guest/initramfs.js';
 import { findKernel } from '../src/guest/kernel.js';
+import { resolveModules } from '../src/guest/modules.js';
 import { chooseAccelerator } from '../src/machine/accelerator.js';
 import { buildGuestProgram } from './native.js';
 import { median } from './statistics.js';
@@ -83,6 +84,19 @@ function reportOf(rounds: readonly Round[], load: string, text: string, backend:
   };
 }
 
+/** The nested host's own files are in a tmpfs below an overlay, which can less than the file systems that images are on. */
+async function makeExt4(host: NestedHost, busyboxPath: string, folder: string): Promise<void> {
+  const kernel = await findKernel({ flavour: 'generic' });
+  const modules = await resolveModules(kernel.modulesDir, ['loop', 'crc32c_generic', 'ext4']);
+  for (const { name, bytes } of modules) await writeFile(join(folder, `${name}.ko`), bytes);
+  const script = `
+    cd ${folder}
+    for name in ${modules.map(({ name }) => name).join(' ')}; do ${busyboxPath} insmod $name.ko; done
+    truncate -s 320M ext4.img && mke2fs -q -F -t ext4 ext4.img && mkdir images && mount -o loop ext4.img images`;
+  const { exitCode, stderr } = await host.run(['sh', '-c', script], { timeoutMs: 120_000 });
+  if (exitCode !== 0) throw new Error(`the nested host gets no ext4: ${stderr}`);
+}
+
 const { values } = parseArgs({
   options: {
     json: { type: 'boolean', default: false },
@@ -107,8 +121,9 @@ try {
     initrd,
     await buildInitramfs({ busyboxPath, modulesDir: kernel.modulesDir, modules: setup.modules, files, command }),
   );
+  const images = join(folder, 'images');
   const plan = {
-    ...{ kernel: kernel.vmlinuzPath, initrd, cmdline: 'quiet', folder },
+    ...{ kernel: kernel.vmlinuzPath, initrd, cmdline: 'quiet', folder: images },
     backends: Object.keys(BACKENDS),
     loads: Object.values(LOADS),
     ...{ rounds: Number(values.rounds), milliseconds: Number(values.milliseconds) },
@@ -117,9 +132,11 @@ try {
   const stdin = JSON.stringify(plan);
   let stdout: string;
   if (chooseAccelerator('auto').accel === 'kvm') {
+    await mkdir(images);
     ({ stdout } = await execa(argv[0], argv.slice(1), { input: stdin, stderr: 'inherit' }));
   } else {
     await using host = await NestedHost.start({ onProgress });
+    await makeExt4(host, busyboxPath, folder);
     const result = await host.run(argv, {
       stdin,
       timeoutMs: 1_200_000,

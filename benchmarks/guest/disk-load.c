@@ -97,7 +97,7 @@ int main(int argc, char** argv) {
   }
   size_t kept = done < MAX_SAMPLES ? done : MAX_SAMPLES;
   qsort(samples, kept, sizeof *samples, by_value);
-  printf("{\"requests\":%zu,\"ns\":%lld,\"p50\":%u,\"p99\":%u}\n", done, (long long)(end_ns - begin_ns), samples[kept / 2],
-         samples[kept * 99 / 100]);
+  printf("{\"requests\":%zu,\"ns\":%lld,\"p50\":%u,\"p99\":%u}\n", done, (long long)(end_ns - begin_ns),
+         samples[kept / 2], samples[kept * 99 / 100]);
   return 0;
 }

@@ -52,12 +52,34 @@ uint64_t IntegerArgument(const Napi::CallbackInfo& info, size_t i, uint64_t max)
   return result;
 }
 
+namespace {
+
+bool IsBytes(Napi::Value value) {
+  return value.IsTypedArray() && value.As<Napi::TypedArray>().TypedArrayType() == napi_uint8_array;
+}
+
+}  // namespace
+
 Bytes BytesArgument(const Napi::CallbackInfo& info, size_t i) {
-  if (!info[i].IsTypedArray() || info[i].As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
-    throw ArgumentError("argument " + std::to_string(i + 1) + " must be a Uint8Array");
-  }
+  if (!IsBytes(info[i])) throw ArgumentError("argument " + std::to_string(i + 1) + " must be a Uint8Array");
   auto array = info[i].As<Napi::Uint8Array>();
   return {array.Data(), array.ByteLength()};
+}
+
+uint32_t IovecArgument(const Napi::CallbackInfo& info, size_t i, iovec* iov, uint32_t room) {
+  std::string argument = "argument " + std::to_string(i + 1);
+  if (!info[i].IsArray()) throw ArgumentError(argument + " must be an array");
+  auto parts = info[i].As<Napi::Array>();
+  uint32_t count = parts.Length();
+  if (count > room) throw ArgumentError(argument + " must have at most " + std::to_string(room) + " elements");
+  for (uint32_t part = 0; part < count; part++) {
+    Napi::HandleScope scope(info.Env());
+    Napi::Value value = parts[part];
+    if (!IsBytes(value)) throw ArgumentError(argument + " must hold Uint8Arrays");
+    auto bytes = value.As<Napi::Uint8Array>();
+    iov[part] = {bytes.Data(), bytes.ByteLength()};
+  }
+  return count;
 }
 
 Napi::Value IoctlArguments(const Napi::CallbackInfo& info, FdLevel level, int fd, size_t xsave_size) {

@@ -2,6 +2,7 @@
 #define VMEXIT_BINDINGS_ARGUMENTS_H_
 
 #include <napi.h>
+#include <sys/uio.h>
 
 #include <cstdint>
 #include <new>
@@ -19,6 +20,8 @@ struct Bytes {
   size_t size;
 };
 Bytes BytesArgument(const Napi::CallbackInfo& info, size_t i);
+// Argument i, an array of Uint8Arrays, into `room` elements of iov; returns how many. Borrowed likewise.
+uint32_t IovecArgument(const Napi::CallbackInfo& info, size_t i, iovec* iov, uint32_t room);
 
 // ioctl(request, integer or Uint8Array), the argument of all three fd levels' `ioctl` methods. xsave_size: bytes of a
 // vCPU's XSAVE area.

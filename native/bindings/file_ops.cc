@@ -2,6 +2,9 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/uio.h>
+
+#include <climits>
 
 #include "bindings/arguments.h"
 #include "bindings/file_call.h"
@@ -20,6 +23,18 @@ Napi::Value Fallocate(const Napi::CallbackInfo& info) {
       }
       return Done{};
     });
+  });
+}
+
+Napi::Value ReadvNow(const Napi::CallbackInfo& info) {
+  return Guarded(info.Env(), [&] {
+    auto fd = static_cast<int>(IntegerArgument(info, 0, INT32_MAX));
+    iovec iov[IOV_MAX];
+    uint32_t count = IovecArgument(info, 1, iov, IOV_MAX);
+    auto position = static_cast<off_t>(IntegerArgument(info, 2, INT64_MAX));
+    ssize_t bytes = preadv2(fd, iov, static_cast<int>(count), position, RWF_NOWAIT);
+    if (bytes < 0) bytes = errno == EOPNOTSUPP ? -2 : -1;
+    return Napi::Number::New(info.Env(), static_cast<double>(bytes));
   });
 }
 

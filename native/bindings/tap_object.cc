@@ -99,22 +99,9 @@ Napi::Value TapObject::Write(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&] {
     int fd = fd_.get();
     Bytes header = BytesArgument(info, 0);
-    if (!info[1].IsArray()) throw ArgumentError("argument 2 must be an array");
-    auto parts = info[1].As<Napi::Array>();
-    uint32_t count = parts.Length();
-    if (count >= IOV_MAX)
-      throw ArgumentError("argument 2 must have less than " + std::to_string(IOV_MAX) + " elements");
     iovec iov[IOV_MAX];
     iov[0] = {header.data, header.size};
-    for (uint32_t i = 0; i < count; i++) {
-      Napi::HandleScope scope(info.Env());
-      Napi::Value part = parts[i];
-      if (!part.IsTypedArray() || part.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
-        throw ArgumentError("argument 2 must hold Uint8Arrays");
-      }
-      auto bytes = part.As<Napi::Uint8Array>();
-      iov[i + 1] = {bytes.Data(), bytes.ByteLength()};
-    }
+    uint32_t count = IovecArgument(info, 1, iov + 1, IOV_MAX - 1);
     ssize_t written = writev(fd, iov, static_cast<int>(count + 1));
     return Napi::Number::New(info.Env(), written < 0 ? errno : 0);
   });

@@ -25,6 +25,11 @@ export interface Addon {
   VcpuGroup: new (vcpus: readonly NativeVcpu[]) => NativeVcpuGroup;
   /** fallocate(2) on libuv's thread pool; the caller keeps the fd open meanwhile. */
   fallocate(fd: number, mode: number, offsetBytes: number, lengthBytes: number): Promise<void>;
+  /**
+   * preadv2(2) with RWF_NOWAIT. @returns Bytes that could be read without waiting for the device; -1 where that is none, -2
+   * where the file cannot be read so.
+   */
+  readvNow(fd: number, buffers: readonly Uint8Array[], positionBytes: number): number;
   /** flock(2). With LOCK_NB, or it blocks this thread. */
   flock(fd: number, operation: number): void;
   // Calls on inodes, on libuv's thread pool; the caller keeps the fds open meanwhile. An fd may be one of O_PATH, also of a

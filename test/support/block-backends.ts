@@ -16,6 +16,8 @@ export class RecordingBackend implements BlockBackend {
   readonly sizeBytes;
   readonly readOnly;
   readonly geometry;
+  /** None, so that every read is written down, but a test may give one. */
+  readvNow?: NonNullable<BlockBackend['readvNow']>;
   #count = 0;
 
   constructor(readonly inner: BlockBackend) {

@@ -23,6 +23,15 @@ export function readv(fd: number, buffers: readonly Uint8Array[], position: numb
   });
 }
 
+/**
+ * Reads what is in the host's page cache, at once.
+ *
+ * @returns How many bytes were read; -1 where the device would be waited for, -2 where the file cannot be read so.
+ */
+export function readvNow(fd: number, buffers: readonly Uint8Array[], position: number): number {
+  return native(() => addon().readvNow(fd, buffers, position));
+}
+
 /** @returns How many bytes were written: fewer than given when the disk is full, or after a signal. */
 export function writev(fd: number, buffers: readonly Uint8Array[], position: number): Promise<number> {
   return new Promise((resolve, reject) => {

@@ -18,10 +18,12 @@ const PAGE_BYTES = 4096;
 /** What is written in one call where the file system cannot make zeroes itself. */
 const ZEROES = new Uint8Array(64 * 1024);
 const MAX_ZERO_BUFFERS = 16;
+/** What one system call takes: IOV_MAX. */
+const MAX_BUFFERS = 1024;
 
 /**
  * A raw image file or a block device as a disk. Reads and writes go through the host's page cache, on libuv's thread
- * pool, from and to the caller's own buffers.
+ * pool but for what can be read without waiting, from and to the caller's own buffers.
  *
  * While it is open no other FileBackend, of this process or another, can open the file unless both only read it.
  */
@@ -31,6 +33,7 @@ export class FileBackend implements BlockBackend {
   readonly readOnly: boolean;
   readonly geometry: BlockGeometry;
   readonly #handle: fs.promises.FileHandle;
+  #canReadNow = true;
   #closing: Promise<void> | undefined;
   /** Operations under way: the file descriptor must not be closed, and perhaps used for another file, before they end. */
   #operations = 0;
@@ -79,6 +82,13 @@ export class FileBackend implements BlockBackend {
         position += bytes;
       }
     });
+  }
+
+  readvNow(buffers: readonly Uint8Array[], position: number): boolean {
+    if (!this.#canReadNow || this.#closing || buffers.length > MAX_BUFFERS) return false;
+    const bytes = ops.readvNow(this.#handle.fd, buffers, position);
+    this.#canReadNow = bytes !== -2;
+    return bytes === buffers.reduce((sum, buffer) => sum + buffer.length, 0);
   }
 
   writev(buffers: readonly Uint8Array[], position: number): Promise<void> {

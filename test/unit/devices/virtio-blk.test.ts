@@ -167,6 +167,23 @@ describe('reading and writing', () => {
     for (const buffer of seen) expect(buffer.buffer).toBe(guest.memory.view(0, 1).buffer);
   });
 
+  it('takes what the backend can read at once, in the turn of the kick, and leaves large reads to other threads', async () => {
+    const { guest, recorder } = make();
+    const sizes: number[] = [];
+    let able = true;
+    recorder.readvNow = (buffers) => {
+      sizes.push(buffers.reduce((sum, { length }) => sum + length, 0));
+      for (const buffer of buffers) buffer.fill(7);
+      return able;
+    };
+    expect((await guest.read(0, 4096, { cuts: [100] })).data).toEqual(new Uint8Array(4096).fill(7));
+    expect(recorder.log).toEqual([]);
+    able = false;
+    expect((await guest.read(0, 512)).data).not.toEqual(new Uint8Array(512).fill(7));
+    await guest.read(0, 65536 + 512);
+    expect(sizes).toEqual([4096, 512]);
+  });
+
   it('has requests in flight in parallel, and completes them in whatever order they end', async () => {
     const { guest, recorder } = make();
     recorder.hold = true;
@@ -388,7 +405,7 @@ describe('rate limit', () => {
   });
 
   it('shares among the queues', async () => {
-    const { guest } = make({ queues: 3, rateLimit: { bytesPerSecond: 200 * 512, burstBytes: 512 } });
+    const { guest } = make({ queues: 3, rateLimit: { bytesPerSecond: 40 * 512, burstBytes: 512 } });
     const order: number[] = [];
     const requests = [0, 1, 2].flatMap((queue) =>
       [0, 1, 2, 3].map(async (i) => {

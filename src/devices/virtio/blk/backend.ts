@@ -24,6 +24,8 @@ export interface BlockBackend {
   readonly geometry: BlockGeometry;
   /** Fills the buffers, one after the other, with the bytes from `position` on. */
   readv(buffers: readonly Uint8Array[], position: number): Promise<void>;
+  /** The same at once, where nothing need be waited for. @returns false when not all of it could be read so. */
+  readvNow?(buffers: readonly Uint8Array[], position: number): boolean;
   writev(buffers: readonly Uint8Array[], position: number): Promise<void>;
   /** When it resolves, all that was written before it was called survives a power cut. */
   flush(): Promise<void>;
