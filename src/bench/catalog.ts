@@ -1,4 +1,5 @@
 import type { Benchmark } from './benchmark.js';
+import { bootLinux } from './boot/linux.js';
 import { each } from './exits/each.js';
 import { immediateExit } from './exits/immediate-exit.js';
 import { ioeventfd } from './exits/ioeventfd.js';
@@ -30,6 +31,7 @@ export const BENCHMARKS: readonly Benchmark[] = [
   oneVm,
   manyVms,
   slots,
+  bootLinux,
 ];
 
 /**

@@ -12,15 +12,26 @@ export interface Chart {
   svg: Readonly<Record<Theme, string>>;
 }
 
-/** Inks of text and rules, and the colours of contenders: Okabe and Ito's, told apart by the colour-blind too. */
+/** Inks of text and rules. */
 const THEMES = {
   light: { text: '#1f2328', quiet: '#59636e', rule: '#d1d9e0' },
   dark: { text: '#e6edf3', quiet: '#9198a1', rule: '#3d444d' },
 };
-const COLORS = ['#999999', '#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#f0e442'];
+/** Okabe and Ito's colours, told apart by the colour-blind too. Who is in many charts has one of its own in all of them. */
+const COLORS = ['#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#f0e442'];
+const COLOR_OF: Readonly<Record<string, string>> = {
+  C: '#999999',
+  inline: '#0072b2',
+  threaded: '#e69f00',
+  'by hand': '#009e73',
+  'vmexit/kvm': '#009e73',
+  MicroVM: '#cc79a7',
+};
 const WIDTH = 620;
 /** Bins of a distribution. */
 const BINS = 48;
+/** Where a logarithmic axis has its lines. */
+const POWERS_OF_TEN = Array.from({ length: 19 }, (_, i) => 10 ** (i - 6));
 
 /** The parts of vega that are used here. They are an optional dependency: a report can do without its pictures. */
 interface Renderer {
@@ -101,36 +112,47 @@ function bars({ metrics, series }: BenchmarkReport): Spec {
     spec: {
       data: { values },
       ...(several
-        ? { facet, spec: { width: WIDTH - 100, height: { step: 28 }, layer } }
+        ? { facet, spec: { width: WIDTH, height: { step: 28 }, layer } }
         : { width: WIDTH, height: { step: 28 }, layer }),
     },
   };
 }
 
-/** A metric along the benchmark's axis, a line a contender. */
+/** A metric along the benchmark's axis, a line a contender; logarithmic where one is a hundredfold of another. */
 function lines({ metrics, axis, series }: BenchmarkReport, metric: string): Spec[] {
   const own = series.filter((entry) => entry.metric === metric);
   if (own.length === 0) return [];
   const { title, unit } = metrics[metric];
   const along = axis!;
-  const y = scaleFor(Math.max(...own.map(({ summary }) => summary.median)), unit);
-  const ats = unique(own.map(({ at = 0 }) => at));
+  const medians = own.map(({ summary }) => summary.median);
+  const y = scaleFor(Math.max(...medians), unit);
   const values = own.map(({ contender, at = 0, summary }) => ({
     contender,
     at: formatValue(at, along.unit),
     median: summary.median / y.divisor,
-    low: (summary.median - summary.mad) / y.divisor,
+    low: Math.max(summary.median - summary.mad, summary.min) / y.divisor,
     high: (summary.median + summary.mad) / y.divisor,
   }));
-  const order = unique(own.map(({ contender }) => contender));
+  const isLog =
+    Math.max(...medians) > 100 * Math.min(...medians) && Math.min(...own.map(({ summary }) => summary.min)) > 0;
+  const domainMax = Math.max(...values.map(({ high }) => high));
   const x = {
     field: 'at',
     type: 'ordinal',
     title: along.title,
-    sort: ats.map((at) => formatValue(at, along.unit)),
+    sort: unique(own.map(({ at = 0 }) => at))
+      .sort((a, b) => a - b)
+      .map((at) => formatValue(at, along.unit)),
     axis: { labelAngle: 0 },
   };
-  const value = { type: 'quantitative', title: axisTitle(title, y.symbol), scale: { zero: true } };
+  const value = {
+    type: 'quantitative',
+    // The heading says what it is.
+    title: isLog ? `${y.symbol}, logarithmic` : y.symbol,
+    scale: isLog ? { type: 'log' } : { zero: true, domainMax },
+    ...(isLog && { axis: { values: POWERS_OF_TEN, format: '~r' } }),
+  };
+  const order = unique(own.map(({ contender }) => contender));
   return [
     {
       title: `${title}: median ± MAD`,
@@ -148,41 +170,53 @@ function lines({ metrics, axis, series }: BenchmarkReport, metric: string): Spec
   ];
 }
 
-/** Where many samples were taken one by one: how they are spread, the slowest hundredth gathered in the last bin. */
+/** Where many samples were taken one by one: how all of them are spread. Logarithmic, for the slow ones are slow indeed. */
 function distribution({ metrics, axis, series }: BenchmarkReport): Spec[] {
   const [metric] = Object.keys(metrics);
-  const own = series.filter((entry) => entry.metric === metric && entry.samples.length >= 500);
+  const own = series.filter((entry) => entry.metric === metric && entry.samples.length >= 500 && entry.summary.min > 0);
   if (own.length === 0 || axis) return [];
   const { title, unit } = metrics[metric];
-  const end = Math.max(...own.map(({ summary }) => summary.p99));
+  const { divisor, symbol } = scaleFor(Math.max(...own.map(({ summary }) => summary.median)), unit);
   const start = Math.min(...own.map(({ summary }) => summary.min));
-  const { divisor, symbol } = scaleFor(end, unit);
-  const width = (end - start) / BINS;
+  const end = Math.max(...own.map(({ summary }) => summary.max)) * 1.001;
+  /** From a bin's start to the next one's. */
+  const factor = (end / start) ** (1 / BINS);
   const values = own.flatMap(({ contender, samples }) => {
     const bins = new Array<number>(BINS).fill(0);
-    for (const sample of samples) bins[Math.min(BINS - 1, Math.floor((sample - start) / width))]++;
+    for (const sample of samples) {
+      const bin = Math.floor(Math.log(sample / start) / Math.log(factor));
+      bins[Math.min(BINS - 1, Math.max(0, bin))]++;
+    }
     return bins.map((count, bin) => ({
       contender,
-      from: (start + bin * width) / divisor,
-      to: (start + (bin + 1) * width) / divisor,
+      from: (start * factor ** bin) / divisor,
+      to: (start * factor ** (bin + 1)) / divisor,
       share: (100 * count) / samples.length,
     }));
   });
   const order = unique(own.map(({ contender }) => contender));
+  const x = {
+    field: 'from',
+    type: 'quantitative',
+    title: axisTitle(title, `${symbol}, logarithmic`),
+    scale: { type: 'log', nice: false, domain: [start / divisor, end / divisor] },
+    axis: { format: '~r', grid: false },
+  };
   return [
     {
-      title: `${title}: distribution of single samples; the last bin holds all that is slower`,
+      title: `${title}: how single samples are spread`,
       spec: {
         data: { values },
         facet: { row: { field: 'contender', type: 'nominal', title: null, sort: order } },
         spec: {
-          width: WIDTH - 60,
+          width: WIDTH,
           height: 80,
-          mark: { type: 'bar', binSpacing: 0 },
+          mark: { type: 'bar' },
           encoding: {
-            x: { field: 'from', bin: { binned: true }, type: 'quantitative', title: axisTitle(title, symbol) },
+            x,
             x2: { field: 'to' },
             y: { field: 'share', type: 'quantitative', title: '% of samples' },
+            y2: { datum: 0 },
             color: color(order, false),
           },
         },
@@ -204,9 +238,9 @@ function timelines({ timelines }: BenchmarkReport): Spec[] {
         data: { values },
         facet: { row: { field: 'contender', type: 'nominal', title: null } },
         spec: {
-          width: WIDTH - 60,
+          width: WIDTH,
           height: 140,
-          mark: { type: 'area', interpolate: 'step' },
+          mark: { type: 'bar', width: 4 },
           encoding: {
             x: { field: 'seconds', type: 'quantitative', title: 'time since the start (s)' },
             y: { field: 'count', type: 'quantitative', title: 'in each interval', stack: 'zero' },
@@ -218,13 +252,15 @@ function timelines({ timelines }: BenchmarkReport): Spec[] {
   ];
 }
 
-/** The same contender has the same colour in all charts of a benchmark. */
-const color = (domain: readonly string[], legend: boolean, field = 'contender') => ({
-  field,
-  type: 'nominal',
-  scale: { domain, range: COLORS },
-  ...(legend ? { title: null, legend: { orient: 'top' } } : { legend: null }),
-});
+const color = (domain: readonly string[], legend: boolean, field = 'contender') => {
+  const free = COLORS.filter((one) => !domain.some((name) => COLOR_OF[name] === one));
+  return {
+    field,
+    type: 'nominal',
+    scale: { domain, range: domain.map((name) => COLOR_OF[name] ?? free.shift() ?? COLORS[0]) },
+    ...(legend ? { title: null, legend: { orient: 'top' } } : { legend: null }),
+  };
+};
 
 const axisTitle = (title: string, symbol: string) => (symbol ? `${title} (${symbol})` : title);
 const unique = <T>(values: readonly T[]): T[] => [...new Set(values)];
@@ -249,7 +285,7 @@ function render(spec: object, theme: Theme, { compile, vega }: Renderer): Promis
         gridOpacity: 0.6,
       },
       legend: { labelColor: text, titleColor: text, labelFontSize: 12 },
-      header: { labelColor: text, titleColor: text, labelFontSize: 12, labelAngle: 0, labelAlign: 'left' },
+      headerRow: { labelColor: text, labelFontSize: 12, labelOrient: 'top', labelAnchor: 'start' },
       text: { color: text, fontSize: 12 },
       rule: { color: text },
       view: { stroke: null },

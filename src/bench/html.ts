@@ -12,15 +12,15 @@ const STYLE = `
   .light { display: none; }
 }
 @media not (prefers-color-scheme: dark) { .dark { display: none; } }
-body { background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; max-width: 860px; margin: 2rem auto; padding: 0 1rem; }
+body { background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .3rem; } h3 { font-size: .95rem; margin: 1.2rem 0 .3rem; font-weight: 600; }
 code, .name { font-family: ui-monospace, monospace; font-size: .85em; color: var(--quiet); }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .15rem .6rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; } .facts td { text-align: left; white-space: normal; } .facts td:first-child { white-space: nowrap; color: var(--quiet); }
 th { font-weight: 500; color: var(--quiet); } svg { max-width: 100%; height: auto; }
-.note { color: var(--quiet); } .worse { color: var(--bad); } .better { color: var(--good); }
+tr.group td { color: var(--quiet); padding-top: .7rem; } .note { color: var(--quiet); } .worse { color: var(--bad); } .better { color: var(--good); }
 `;
 
 /** @param baseline An earlier report to compare with. */
@@ -97,34 +97,27 @@ function figure({ title, svg }: Chart): string {
 }
 
 function figures({ metrics, axis, series }: BenchmarkReport): string {
+  const head = ['', ...(axis ? [axis.title] : []), 'median', '± MAD', 'min', 'p90', 'p99', 'max', 'samples', '× floor'];
   const several = Object.keys(metrics).length > 1;
-  const head = [
-    '',
-    ...(several ? ['what'] : []),
-    ...(axis ? [axis.title] : []),
-    'median',
-    '± MAD',
-    'p90',
-    'p99',
-    'max',
-    'samples',
-    '× floor',
-  ];
-  const rows = series.map((entry) => {
-    const { contender, metric, at, summary } = entry;
-    const { unit, title } = metrics[metric];
-    const scale = scaleFor(summary.median, unit);
-    const value = (number: number) => formatValue(number, unit, scale);
-    return [
-      contender,
-      ...(several ? [title] : []),
-      ...(axis ? [at === undefined ? '' : formatValue(at, axis.unit)] : []),
-      ...[summary.median, summary.mad, summary.p90, summary.p99, summary.max].map(value),
-      summary.samples.toLocaleString('en'),
-      ratioText(entry),
-    ];
-  });
-  return table(head, rows);
+  const rows = Object.entries(metrics).flatMap(([metric, { title, unit }]) => [
+    ...(several ? [`<tr class="group"><td colspan="${head.length}">${escape(title)}</td></tr>`] : []),
+    ...series
+      .filter((entry) => entry.metric === metric)
+      .map((entry) => {
+        const { contender, at, summary } = entry;
+        const scale = scaleFor(summary.median, unit);
+        return line('td', [
+          contender,
+          ...(axis ? [at === undefined ? '' : formatValue(at, axis.unit)] : []),
+          ...[summary.median, summary.mad, summary.min, summary.p90, summary.p99, summary.max].map((value) =>
+            formatValue(value, unit, scale),
+          ),
+          summary.samples.toLocaleString('en'),
+          ratioText(entry),
+        ]);
+      }),
+  ]);
+  return `<div class="scroll"><table>${line('th', head)}${rows.join('')}</table></div>`;
 }
 
 function comparison(found: readonly Change[], baseline: Report): string {
@@ -137,11 +130,8 @@ function comparison(found: readonly Change[], baseline: Report): string {
   return `<h2>Compared with ${when}</h2><p>What changed beyond noise:</p><div class="scroll"><table><tr><th></th><th>before</th><th>now</th><th></th></tr>${rows.join('')}</table></div>`;
 }
 
-function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
-  const line = (tag: string, cells: readonly string[]) =>
-    `<tr>${cells.map((cell) => `<${tag}>${escape(cell)}</${tag}>`).join('')}</tr>`;
-  return `<div class="scroll"><table>${line('th', head)}${rows.map((row) => line('td', row)).join('')}</table></div>`;
-}
+const line = (tag: string, cells: readonly string[]) =>
+  `<tr>${cells.map((cell) => `<${tag}>${escape(cell)}</${tag}>`).join('')}</tr>`;
 
 const ENTITIES: Readonly<Record<string, string>> = { '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;' };
 const escape = (text: string) => text.replace(/[&<>"]/g, (character) => ENTITIES[character]);

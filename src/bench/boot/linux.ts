@@ -1,0 +1,206 @@
+/** How long Linux takes from the start of its machine to its first user-space instruction, and what the time goes into. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { Readable } from 'node:stream';
+import { VmmError } from '../../errors.js';
+import { CpioWriter } from '../../guest/cpio.js';
+import { findProgram } from '../../guest/debian.js';
+import { staticExecutable } from '../../guest/exit-program.js';
+import { findKernel } from '../../guest/kernel.js';
+import { chooseAccelerator, type Accelerator } from '../../machine/accelerator.js';
+import { MicroVM } from '../../machine/microvm.js';
+import { runAlone } from '../alone.js';
+import { Unavailable, type Benchmark, type Contender, type Sample, type Tally, type Timeline } from '../benchmark.js';
+
+const MEMORY = '256M';
+const CMDLINE = 'console=ttyS0 panic=-1 quiet';
+/** Between two looks at what the guest has done so far. */
+const SAMPLING_MS = 250;
+const TIMEOUT_MS = 120_000;
+
+/** What init says: a control character first, which no kernel prints. */
+const MARK = '\x1eup\x1e';
+
+/** Init, the whole user space: says {@link MARK}, and waits to be ended. */
+const INIT = [
+  [0xb8, 0x01, 0x00, 0x00, 0x00], //              mov   eax, 1    write(1, mark, 4)
+  [0xbf, 0x01, 0x00, 0x00, 0x00], //              mov   edi, 1
+  [0x48, 0x8d, 0x35, 0x10, 0x00, 0x00, 0x00], //  lea   rsi, [rip+16]
+  [0xba, 0x04, 0x00, 0x00, 0x00], //              mov   edx, 4
+  [0x0f, 0x05], //                                syscall
+  [0xb8, 0x22, 0x00, 0x00, 0x00], //          1:  mov   eax, 34   pause()
+  [0x0f, 0x05], //                                syscall
+  [0xeb, 0xf7], //                                jmp   1b
+  [...Buffer.from(MARK, 'latin1')],
+].flat();
+
+interface Images {
+  kernel: string;
+  initrd: string;
+}
+
+const tallies = new Map<string, Tally>();
+const timelines = new Map<string, Timeline>();
+
+export const bootLinux: Benchmark = {
+  name: 'boot/linux',
+  title: 'Boot to user space',
+  description:
+    "From MicroVM.create(), or from the start of QEMU's process, until the first program of user space speaks: Debian's " +
+    `cloud kernel, an initramfs that is this one program, one CPU, ${MEMORY}.`,
+  metrics: { time: { title: 'time to user space', unit: 'ns' } },
+  operations: { quick: 1, full: 1 },
+  rounds: { quick: 1, full: 5 },
+  async contenders(context) {
+    tallies.clear();
+    timelines.clear();
+    const { accel, reason } = chooseAccelerator('auto');
+    if (accel === 'tcg') {
+      context.note(`${reason}. So these boots are emulated (TCG), whose exits nobody counts; times are those of QEMU.`);
+    }
+    const images = await makeImages();
+    const qemu = await findProgram('qemu-system-x86_64');
+    if (qemu === undefined && accel === 'tcg')
+      throw new Unavailable('neither KVM nor QEMU can run a Linux kernel here');
+    if (qemu === undefined) context.note('QEMU is not installed: there is nothing to compare with');
+    return [
+      { name: accel === 'kvm' ? 'vmexit, KVM' : "vmexit, QEMU's q35 by TCG", open: () => session(images, ours(accel)) },
+      ...(qemu === undefined ? [] : [microvm(qemu, accel, images)]),
+    ];
+  },
+  extras: () => ({ tallies: [...tallies.values()], timelines: [...timelines.values()] }),
+};
+
+async function makeImages(): Promise<Images & AsyncDisposable> {
+  const kernel = await findKernel().catch((error: unknown) => {
+    throw error instanceof VmmError ? new Unavailable(error.message) : error;
+  });
+  const directory = await mkdtemp(join(tmpdir(), 'vmexit-bench-'));
+  const initrd = join(directory, 'initramfs.cpio');
+  const init = staticExecutable(INIT);
+  await writeFile(initrd, new CpioWriter().device('dev/console', 'char', 5, 1).file('init', init, 0o755).finish());
+  return {
+    kernel: kernel.vmlinuzPath,
+    initrd,
+    [Symbol.asyncDispose]: () => rm(directory, { recursive: true, force: true }),
+  };
+}
+
+/** Boots once and ends the guest. @returns ns from the start to the mark. */
+type Boot = (images: Images) => Promise<number>;
+
+function session(images: Images & AsyncDisposable, boot: Boot): ReturnType<Contender['open']> {
+  return {
+    async round(): Promise<Sample[]> {
+      return [{ time: await boot(images) }];
+    },
+    [Symbol.asyncDispose]: () => images[Symbol.asyncDispose](),
+  };
+}
+
+function ours(accel: Accelerator): Boot {
+  return async ({ kernel, initrd }) => {
+    const kvmBefore = await kvmCounters();
+    const startMs = performance.now();
+    await using vm = await MicroVM.create({ kernel, initrd, cmdline: 'quiet', memory: MEMORY, accel });
+    const points: Timeline['points'] = [];
+    let before: Readonly<Record<string, number>> = {};
+    const look = async () => {
+      const { accesses } = await vm.stats();
+      const atMs = performance.now() - startMs;
+      for (const [kind, count] of Object.entries(accesses))
+        points.push({ atMs, kind, count: count - (before[kind] ?? 0) });
+      before = accesses;
+    };
+    const up = says(vm.console, MARK);
+    await vm.start();
+    const timer = accel === 'kvm' ? setInterval(() => void look().catch(() => {}), SAMPLING_MS) : undefined;
+    const time = await up.finally(() => clearInterval(timer));
+    const { exits, accesses } = await vm.stats();
+    if (accel === 'kvm') {
+      await look();
+      const contender = 'vmexit, KVM';
+      tallies.set(`${contender} exits`, { contender, title: 'exits to user space, by reason', counts: exits });
+      tallies.set(`${contender} accesses`, { contender, title: 'accesses by device', counts: accesses });
+      timelines.set(contender, { contender, title: `accesses by device, in ${SAMPLING_MS} ms each`, points });
+      await countKvm(contender, kvmBefore);
+    }
+    return (time - startMs) * 1e6;
+  };
+}
+
+/** QEMU's machine of the same kind: the same kernel, initramfs and memory. */
+function microvm(qemu: string, accel: Accelerator, images: Images): Contender {
+  const name = `QEMU microvm, ${accel === 'kvm' ? 'KVM' : 'TCG'}`;
+  const args = [
+    // With ACPI, Debian 12's microvm leaves the kernel without a timer unless it has KVM's clock.
+    ...['-machine', `microvm,accel=${accel},acpi=off,isa-serial=on,pit=on,pic=on,rtc=on`],
+    ...['-cpu', accel === 'kvm' ? 'host' : 'max'],
+    ...['-m', MEMORY, '-smp', '1', '-nodefaults', '-no-user-config', '-no-reboot', '-display', 'none'],
+    ...['-serial', 'stdio', '-kernel', images.kernel, '-initrd', images.initrd, '-append', CMDLINE],
+  ];
+  return {
+    name,
+    open: () => ({
+      async round() {
+        const kvmBefore = await kvmCounters();
+        const startMs = performance.now();
+        const child = spawn(qemu, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+        try {
+          const time = await says(child.stdout, MARK);
+          if (accel === 'kvm') await countKvm(name, kvmBefore);
+          return [{ time: (time - startMs) * 1e6 }];
+        } finally {
+          child.kill('SIGKILL');
+          if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
+        }
+      },
+      [Symbol.asyncDispose]: () => Promise.resolve(),
+    }),
+  };
+}
+
+/** @returns When the console had said it, as `performance.now()` has it. */
+function says(console: Readable, mark: string): Promise<number> {
+  return new Promise((resolve, reject) => {
+    let text = '';
+    const fail = (why: string) => reject(new Error(`the guest's user space is not up: ${why}\n${text.slice(-2000)}`));
+    const timer = setTimeout(() => fail(`not after ${TIMEOUT_MS / 1000} s`), TIMEOUT_MS);
+    console.on('data', (chunk: Buffer) => {
+      text += chunk.toString('latin1');
+      if (!text.includes(mark)) return;
+      clearTimeout(timer);
+      resolve(performance.now());
+    });
+    console.once('end', () => {
+      clearTimeout(timer);
+      fail('it ended');
+    });
+  });
+}
+
+/** Where KVM counts what all guests of this host do, for those who may read it. */
+const KVM_COUNTERS = '/sys/kernel/debug/kvm';
+
+async function kvmCounters(): Promise<Record<string, number>> {
+  const names = await readdir(KVM_COUNTERS).catch(() => []);
+  const read = async (name: string) => Number(await readFile(join(KVM_COUNTERS, name), 'utf8').catch(() => 'none'));
+  const entries = await Promise.all(names.map(async (name) => [name, await read(name)] as const));
+  return Object.fromEntries(entries.filter(([, count]) => Number.isFinite(count)));
+}
+
+/** What KVM itself has counted since: the same for every VMM. */
+async function countKvm(contender: string, before: Readonly<Record<string, number>>): Promise<void> {
+  const after = await kvmCounters();
+  const wanted = ['exits', 'io_exits', 'mmio_exits', 'irq_exits', 'halt_exits', 'signal_exits', 'nested_run'];
+  const counts = Object.fromEntries(
+    wanted.flatMap((name) => (name in after ? [[name, after[name] - (before[name] ?? 0)]] : [])),
+  );
+  if (Object.keys(counts).length === 0) return;
+  tallies.set(`${contender} kvm`, { contender, title: "KVM's own counters (debugfs)", counts });
+}
+
+await runAlone(import.meta.filename, bootLinux);
