@@ -14,6 +14,7 @@ export type {
   MachineStats,
 } from './machine/machine.js';
 export { MicroVM } from './machine/microvm.js';
+export { serveDevice, type ServedDevice, type ServeDeviceOptions } from './machine/serve-device.js';
 export type { Blockdev, ImageFormat, NbdExport, QemuDisk } from './backends/qemu/storage-daemon.js';
 export type { VirtiofsShare } from './backends/qemu/virtiofsd.js';
 export type {

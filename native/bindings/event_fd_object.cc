@@ -1,3 +1,4 @@
+#include <fcntl.h>
 #include <sys/eventfd.h>
 
 #include "bindings/arguments.h"
@@ -16,8 +17,16 @@ Napi::Function EventFdObject::Define(Napi::Env env) {
                      });
 }
 
+// new EventFd(): a new one. new EventFd(fd): one that came from another process, and is the object's from then on.
 EventFdObject::EventFdObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   Guarded(info.Env(), [&] {
+    if (info.Length() > 0) {
+      int given = static_cast<int>(IntegerArgument(info, 0, INT32_MAX));
+      int flags = fcntl(given, F_GETFL);
+      if (flags < 0 || fcntl(given, F_SETFL, flags | O_NONBLOCK) < 0) throw SystemError("fcntl(O_NONBLOCK)");
+      fd_.Open(UniqueFd(given));
+      return;
+    }
     UniqueFd fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (!fd) throw SystemError("eventfd");
     fd_.Open(std::move(fd));

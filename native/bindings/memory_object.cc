@@ -19,10 +19,19 @@ Napi::Function MemoryObject::Define(Napi::Env env) {
 }
 
 // new Memory(size): new guest memory. new Memory(0, token): the memory that another environment of this process made.
+// new Memory(size, fd, offset): part of another process's.
 MemoryObject::MemoryObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   Guarded(info.Env(), [&] {
     if (info.Length() < 2) {
       mapping_ = Mapping::Create(IntegerArgument(info, 0, size_t{1} << 52));
+      return;
+    }
+    if (info.Length() > 2) {
+      constexpr uint64_t kPageMask = 4095;
+      uint64_t size = IntegerArgument(info, 0, uint64_t{1} << 52);
+      uint64_t offset = IntegerArgument(info, 2, uint64_t{1} << 52);
+      if (size == 0 || ((offset | size) & kPageMask) != 0) throw ArgumentError("size and offset must be whole pages");
+      mapping_ = Mapping::Adopt(static_cast<int>(IntegerArgument(info, 1, INT32_MAX)), offset, size);
       return;
     }
     mapping_ = Mapping::Find(IntegerArgument(info, 1));

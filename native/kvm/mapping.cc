@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include "kvm/error.h"
 #include "kvm/registry.h"
@@ -14,7 +15,26 @@ std::shared_ptr<Mapping> Mapping::Create(size_t size) {
   if (ftruncate(fd.get(), static_cast<off_t>(size)) != 0) throw SystemError("ftruncate(memfd)");
   // Nobody we share the memfd with may shrink it under us: an access past its end would be a SIGBUS here.
   if (fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) throw SystemError("F_ADD_SEALS");
-  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd.get(), 0);
+  return Map(std::move(fd), 0, size);
+}
+
+std::shared_ptr<Mapping> Mapping::Adopt(int given, uint64_t offset, size_t size) {
+  UniqueFd fd(fcntl(given, F_DUPFD_CLOEXEC, 0));
+  if (!fd) throw SystemError("fcntl(F_DUPFD_CLOEXEC)");
+  int seals = fcntl(fd.get(), F_GET_SEALS);
+  if (seals < 0) throw SystemError("fcntl(F_GET_SEALS)");
+  struct stat file;
+  if (fstat(fd.get(), &file) < 0) throw SystemError("fstat(memfd)");
+  uint64_t end = static_cast<uint64_t>(file.st_size);
+  if ((seals & F_SEAL_SHRINK) == 0 || offset > end || size > end - offset) {
+    throw SystemError("F_SEAL_SHRINK", EINVAL);
+  }
+  return Map(std::move(fd), offset, size);
+}
+
+std::shared_ptr<Mapping> Mapping::Map(UniqueFd fd, uint64_t offset, size_t size) {
+  void* data =
+      mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd.get(), static_cast<off_t>(offset));
   if (data == MAP_FAILED) throw SystemError("mmap(memfd)");
   // A child process has no business with guest memory, and copying page tables for it would make every spawn slow.
   madvise(data, size, MADV_DONTFORK);

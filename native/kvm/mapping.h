@@ -21,6 +21,10 @@ class Mapping {
  public:
   // size: bytes, a multiple of the page size. Throws SystemError.
   static std::shared_ptr<Mapping> Create(size_t size);
+  // Guest RAM of another process: `size` bytes of its memfd from `offset` on, both multiples of the page size. The fd
+  // is duplicated. Throws SystemError; with EINVAL where the file is shorter, or could become so: an access past its
+  // end would be a SIGBUS here.
+  static std::shared_ptr<Mapping> Adopt(int fd, uint64_t offset, size_t size);
   // A mapping that is alive in this process, by its token; null when it is gone.
   static std::shared_ptr<Mapping> Find(uint64_t token);
   ~Mapping();
@@ -47,6 +51,7 @@ class Mapping {
 
  private:
   Mapping(UniqueFd fd, uint8_t* data, size_t size);
+  static std::shared_ptr<Mapping> Map(UniqueFd fd, uint64_t offset, size_t size);
 
   UniqueFd fd_;
   uint8_t* data_;

@@ -5,7 +5,9 @@ import { demo } from './demo.js';
 import { addDrive, addNet, addPort, addShare, parseVsock } from './device-options.js';
 import { doctor } from './doctor.js';
 import { EXIT_STATUS_HELP } from './exit-status.js';
+import type { ServeDeviceOptions } from '../machine/serve-device.js';
 import { run, type RunOptions } from './run.js';
+import { serve } from './serve-device.js';
 
 const DEVICES_HELP = `
 Devices (--drive, --net, --share, --rng, --balloon, --vsock, --console virtio) need KVM. The initramfs that vmexit makes loads
@@ -121,7 +123,51 @@ export function makeProgram(exit: (status: number) => void): Command {
     )
     .action(async () => exit(await demo()));
 
+  addServeDevice(program);
   return program;
+}
+
+/** `vmexit serve-device KIND`: a command a kind, each with the options of its own. */
+function addServeDevice(program: Command): void {
+  const serveDevice = program
+    .command('serve-device')
+    .summary('serve a virtio device to QEMU')
+    .description(
+      'Serves a virtio device of vmexit at a Unix socket, by vhost-user, for QEMU or another VMM; says what QEMU needs.',
+    );
+  const kind = (name: ServeDeviceOptions['type'], description: string) =>
+    serveDevice.command(name).description(description).requiredOption('--socket <path>', 'where to listen');
+
+  kind('blk', 'a disk')
+    .requiredOption('--path <image>', 'a raw image or a block device')
+    .option('--ro', 'refuse writes')
+    .option('--serial <text>', 'serial number')
+    .option(
+      '--queues <n>',
+      "the most queues, as many as the guest's vCPUs at least (default: 16)",
+      parsePositiveInteger,
+    )
+    .action(
+      ({ ro = false, ...options }: { socket: string; path: string; ro?: boolean; serial?: string; queues?: number }) =>
+        serve({ type: 'blk', readOnly: ro, ...options }),
+    );
+  kind('rng', 'an entropy device').action(({ socket }: { socket: string }) => serve({ type: 'rng', socket }));
+  kind('vsock', 'sockets between host and guest')
+    .requiredOption('--cid <cid>', "the guest's context ID, 3 or more", parsePositiveInteger)
+    .option('--uds <path>', "socket for the host's programs")
+    .action(({ uds, ...options }: { socket: string; cid: number; uds?: string }) =>
+      serve({ type: 'vsock', udsPath: uds, ...options }),
+    );
+  kind('net', 'a network card behind passt, or on a tap interface')
+    .option('--tap <name>', 'a tap interface of the host')
+    .option('-p, --publish <port>', 'forward [ADDRESS:]HOST:GUEST[/udp] into the guest, without --tap', addPort)
+    .action(({ socket, tap, publish = [] }: { socket: string; tap?: string; publish?: string[] }) =>
+      serve({
+        type: 'net',
+        socket,
+        net: tap === undefined ? { type: 'user', forwards: publish } : { type: 'tap', name: tap },
+      }),
+    );
 }
 
 function parsePositive(text: string): number {

@@ -1,5 +1,5 @@
 import { VmmError } from '../errors.js';
-import { WINDOW_STRIDE, type MemoryRegion } from '../memory/guest-memory.js';
+import { WINDOW_STRIDE, windowsOf, type MemoryRegion } from '../memory/guest-memory.js';
 import { addon, native, type NativeMemory } from '../native/addon.js';
 
 /** Page size of guest memory, in bytes. */
@@ -65,13 +65,8 @@ export class GuestRam implements MemoryRegion, Disposable {
 
   /** Overlapping views that together cover the memory; borrowed, detached by close. See {@link MemoryRegion}. */
   get windows(): readonly Uint8Array[] {
-    return (this.#windows ??= Array.from(
-      { length: Math.max(1, Math.ceil(this.sizeBytes / WINDOW_STRIDE) - 1) },
-      (_, i) => {
-        const start = i * WINDOW_STRIDE;
-        const length = Math.min(2 * WINDOW_STRIDE, this.sizeBytes - start);
-        return new Uint8Array(native(() => this.native.buffer(start, length)));
-      },
+    return (this.#windows ??= windowsOf(this.sizeBytes, (start, length) =>
+      native(() => this.native.buffer(start, length)),
     ));
   }
 

@@ -20,6 +20,18 @@ export interface MemoryRegion {
 export const WINDOW_STRIDE = 2 ** 30;
 
 /**
+ * The windows of a region.
+ *
+ * @param buffer Gives the bytes [start, start + length) of it.
+ */
+export function windowsOf(sizeBytes: number, buffer: (start: number, length: number) => ArrayBuffer): Uint8Array[] {
+  return Array.from({ length: Math.max(1, Math.ceil(sizeBytes / WINDOW_STRIDE) - 1) }, (_, i) => {
+    const start = i * WINDOW_STRIDE;
+    return new Uint8Array(buffer(start, Math.min(2 * WINDOW_STRIDE, sizeBytes - start)));
+  });
+}
+
+/**
  * Guest RAM by guest-physical address. Every access is checked at both ends against the regions and never wraps; a
  * range that spans two regions or a hole is not accessible as one range.
  */

@@ -8,9 +8,14 @@ import { VmmError, type VmmErrorCode } from '../errors.js';
  */
 export interface Addon {
   System: new (path: string) => NativeSystem;
-  /** `new Memory(sizeBytes)`, or `new Memory(0, token)` for memory that another thread of this process made. */
-  Memory: new (sizeBytes: number, token?: number) => NativeMemory;
-  EventFd: new () => NativeEventFd;
+  /**
+   * `new Memory(sizeBytes)`; `new Memory(0, token)` for memory that another thread of this process made;
+   * `new Memory(sizeBytes, fd, offsetBytes)` for part of another process's memfd, which has to be sealed against shrinking:
+   * else errno EINVAL. The fd stays the caller's.
+   */
+  Memory: new (sizeBytes: number, tokenOrFd?: number, offsetBytes?: number) => NativeMemory;
+  /** A new one, or one of another process by its fd, which is the object's from then on. */
+  EventFd: new (fd?: number) => NativeEventFd;
   /** A tap device by name, or by an fd of one, which is duplicated. */
   Tap: new (nameOrFd: string | number) => NativeTap;
   /**

@@ -29,6 +29,8 @@ export const MAX_CONFIG_BYTES = 256;
 export const MAX_MEMORY_REGIONS = 8;
 /** Payloads of 64 bits that go with a descriptor have the queue's index in their low byte. */
 export const VRING_INDEX_MASK = 0xffn;
+/** There is no descriptor. */
+export const VRING_NO_FD = 0x100n;
 const CONFIG_HEADER_BYTES = 12; // u32 offset, u32 size, u32 flags
 const INFLIGHT_BYTES = 24; // u64 size, u64 offset, u16 queues, u16 queue size, padding to the u64s' alignment
 

@@ -54,6 +54,18 @@ export interface VirtQueueConfig {
   interrupt: () => void;
   /** The driver broke the rules; the queue hands out nothing any more. */
   onFault: (fault: QueueFault) => void;
+  /**
+   * Chains are given back in the order in which they were taken, each when all before it are complete. The used ring then
+   * tells what is done, should this process die: the next one begins with the first chain that is not. Default: false.
+   */
+  inOrder?: boolean;
+}
+
+/** A chain of a queue that gives back in order. */
+interface Taken {
+  chain: DescriptorChain;
+  /** Undefined until it is completed. */
+  writtenBytes: number | undefined;
 }
 
 export interface VirtQueueState {
@@ -89,6 +101,8 @@ export class VirtQueue {
   #signalledUsed = 0;
   #inFlight = 0;
   #closed = false;
+  /** What is in flight, in the order in which it was taken. */
+  readonly #order: Taken[] | undefined;
   readonly #scratch: Descriptor = { gpa: 0, length: 0, flags: 0, next: 0 };
 
   constructor(config: VirtQueueConfig) {
@@ -105,6 +119,7 @@ export class VirtQueue {
     this.#eventIdx = (config.features & VIRTIO_F_EVENT_IDX) !== 0n;
     this.#interrupt = config.interrupt;
     this.#onFault = config.onFault;
+    this.#order = config.inOrder ? [] : undefined;
   }
 
   /** Whether the queue was taken from the device, by a reset or a fault: it hands out and gives back nothing. */
@@ -136,6 +151,7 @@ export class VirtQueue {
     if (!chain) return undefined;
     this.#nextAvail = (this.#nextAvail + 1) & 0xffff;
     this.#inFlight++;
+    this.#order?.push({ chain, writtenBytes: undefined });
     return chain;
   }
 
@@ -150,6 +166,7 @@ export class VirtQueue {
     chain.completed = true;
     if (this.#closed) return;
     this.#inFlight--;
+    this.#order?.pop();
     this.#nextAvail = (this.#nextAvail - 1) & 0xffff;
   }
 
@@ -161,7 +178,10 @@ export class VirtQueue {
    * @throws VmmError code "INVALID_ARGUMENT" when it has fewer writable bytes.
    */
   push(chain: DescriptorChain, writtenBytes: number): void {
-    this.#putUsed(chain, writtenBytes, 0);
+    this.#complete(chain, writtenBytes);
+    if (this.#closed) return;
+    if (this.#order) return this.#publishInOrder(this.#order, [chain], [writtenBytes]);
+    this.#putUsed(chain.head, writtenBytes, 0);
     this.#publishUsed(1);
   }
 
@@ -173,12 +193,14 @@ export class VirtQueue {
    * @throws VmmError as {@link push} does.
    */
   pushTogether(chains: readonly DescriptorChain[], writtenBytes: readonly number[]): void {
-    chains.forEach((chain, i) => this.#putUsed(chain, writtenBytes[i], i));
+    chains.forEach((chain, i) => this.#complete(chain, writtenBytes[i]));
+    if (this.#closed) return;
+    if (this.#order) return this.#publishInOrder(this.#order, chains, writtenBytes);
+    chains.forEach((chain, i) => this.#putUsed(chain.head, writtenBytes[i], i));
     this.#publishUsed(chains.length);
   }
 
-  /** Fills a used element that the driver does not see yet, `ahead` elements after those it does. */
-  #putUsed(chain: DescriptorChain, writtenBytes: number, ahead: number): void {
+  #complete(chain: DescriptorChain, writtenBytes: number): void {
     if (chain.completed)
       throw new VmmError('INVALID_STATE', 'this chain was given back before; complete each one once');
     if (!(writtenBytes >= 0 && writtenBytes <= chain.writableBytes)) {
@@ -188,14 +210,27 @@ export class VirtQueue {
       );
     }
     chain.completed = true;
-    if (this.#closed) return;
+  }
+
+  #publishInOrder(order: Taken[], chains: readonly DescriptorChain[], writtenBytes: readonly number[]): void {
+    for (const taken of order) {
+      const index = chains.indexOf(taken.chain);
+      if (index >= 0) taken.writtenBytes = writtenBytes[index];
+    }
+    const waiting = order.findIndex((taken) => taken.writtenBytes === undefined);
+    const done = order.splice(0, waiting < 0 ? order.length : waiting);
+    done.forEach(({ chain, writtenBytes: bytes }, i) => this.#putUsed(chain.head, bytes!, i));
+    this.#publishUsed(done.length);
+  }
+
+  /** Fills a used element that the driver does not see yet, `ahead` elements after those it does. */
+  #putUsed(head: number, writtenBytes: number, ahead: number): void {
     const element = USED_RING + 2 * ((this.#nextUsed + ahead) & (this.size - 1));
-    this.#usedElements[element] = chain.head;
+    this.#usedElements[element] = head;
     this.#usedElements[element + 1] = writtenBytes;
   }
 
   #publishUsed(count: number): void {
-    if (this.#closed) return;
     this.#inFlight -= count;
     this.#nextUsed = (this.#nextUsed + count) & 0xffff;
     Atomics.store(this.#used, IDX, this.#nextUsed);
@@ -268,6 +303,7 @@ export class VirtQueue {
     this.#nextAvail = nextAvail;
     this.#nextUsed = nextUsed;
     this.#inFlight = 0;
+    this.#order?.splice(0);
   }
 
   /** How many chains wait. */

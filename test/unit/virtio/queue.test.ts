@@ -37,7 +37,7 @@ function setUp(features = VIRTIO_F_INDIRECT_DESC, size = SIZE): void {
   queue = open(features, size);
 }
 
-function open(features: bigint, size = SIZE): VirtQueue {
+function open(features: bigint, size = SIZE, inOrder = false): VirtQueue {
   const setup = new QueueSetup(size);
   for (const part of ['desc', 'avail', 'used'] as const) setup.onDriverAddress(part, 0, driver[part]);
   return new VirtQueue({
@@ -45,6 +45,7 @@ function open(features: bigint, size = SIZE): VirtQueue {
     size,
     views: setup.views(memory)!,
     features,
+    inOrder,
     interrupt: () => interrupts++,
     onFault: (fault) => faults.push(fault),
   });
@@ -59,6 +60,35 @@ const text = (chain: DescriptorChain) => {
 };
 
 beforeEach(() => setUp());
+
+describe('a queue that gives back in order', () => {
+  it('keeps a chain that is complete until all before it are', () => {
+    queue = open(VIRTIO_F_INDIRECT_DESC, SIZE, true);
+    const heads = [room(4), room(8), room(16), room(1)].map((buffer) => driver.add([buffer]));
+    const chains = heads.map(() => queue.pop()!);
+    queue.push(chains[1], 5);
+    queue.pushTogether([chains[2]], [6]);
+    expect([driver.usedIdx, queue.inFlight]).toEqual([0, 4]);
+    queue.unpop(chains[3]);
+    queue.push(chains[0], 3);
+    expect([driver.usedIdx, queue.inFlight]).toEqual([3, 0]);
+    const used = [driver.takeUsed(), driver.takeUsed(), driver.takeUsed()];
+    expect(used).toEqual(heads.slice(0, 3).map((head, i) => ({ head, writtenBytes: [3, 5, 6][i] })));
+    queue.push(queue.pop()!, 1);
+    expect(driver.takeUsed()).toEqual({ head: heads[3], writtenBytes: 1 });
+  });
+
+  it('has the next device begin with the first chain that was not given back', () => {
+    queue = open(VIRTIO_F_INDIRECT_DESC, SIZE, true);
+    const heads = [room(4), room(4), room(4)].map((buffer) => driver.add([buffer]));
+    const [first, , third] = heads.map(() => queue.pop()!);
+    queue.push(third, 1);
+    queue.push(first, 1);
+    const next = open(VIRTIO_F_INDIRECT_DESC, SIZE, true);
+    next.restore({ nextAvail: driver.usedIdx, nextUsed: driver.usedIdx, signalledUsed: driver.usedIdx });
+    expect([next.pop()!.head, next.pop()!.head]).toEqual(heads.slice(1));
+  });
+});
 
 describe('a well-behaved driver', () => {
   it('gets its buffers back with what was written', () => {

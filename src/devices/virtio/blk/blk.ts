@@ -40,6 +40,11 @@ export interface VirtioBlkConfig {
   serial?: string;
   /** Request queues, one a vCPU being the usual number. Default: 1. */
   queues?: number;
+  /**
+   * Of the queues that the transport will make: drivers take no heed of a queue's own size (2.7.5.3.1) when they choose how
+   * many pieces a request has. Default: the size the device offers, 256.
+   */
+  leastQueueSize?: number;
   /** Default: no limit. */
   rateLimit?: RateLimit;
 }
@@ -74,7 +79,7 @@ export class VirtioBlk implements VirtioDevice {
 
   /** @throws VmmError code "INVALID_ARGUMENT" when the serial number, the number of queues or a rate is no good. */
   constructor(config: VirtioBlkConfig) {
-    const { backend, serial = '', queues = 1 } = config;
+    const { backend, serial = '', queues = 1, leastQueueSize = QUEUE_SIZE } = config;
     if (!/^[\x20-\x7e]{0,20}$/.test(serial)) {
       throw new VmmError(
         'INVALID_ARGUMENT',
@@ -88,7 +93,7 @@ export class VirtioBlk implements VirtioDevice {
     this.#readOnly = backend.readOnly || config.readOnly === true;
     this.#capacitySectors = capacityOf(backend.sizeBytes);
     this.features = blkFeatures(this.#readOnly, queues);
-    this.#config = blkConfigSpace(this.#capacitySectors, backend.geometry, queues);
+    this.#config = blkConfigSpace(this.#capacitySectors, backend.geometry, queues, leastQueueSize);
     new TextEncoder().encodeInto(serial, this.#id);
     this.#limiter = config.rateLimit && new RateLimiter(config.rateLimit);
     this.queueSizes = Array.from({ length: queues }, () => QUEUE_SIZE);

@@ -3,7 +3,7 @@ import * as defs from './defs.js';
 
 /** Descriptors of a queue. A request takes two of them besides its data: header and status. */
 export const QUEUE_SIZE = 256;
-const SEG_MAX = QUEUE_SIZE - 2;
+const DESCRIPTORS_BESIDE_DATA = 2;
 const SIZE_MAX = 1024 * 1024;
 
 /** Ranges a request, and sectors a range: what one request may keep a thread busy with. */
@@ -22,14 +22,23 @@ export function blkFeatures(readOnly: boolean, queues: number): bigint {
   return always | (readOnly ? defs.VIRTIO_BLK_F_RO : writing) | (queues > 1 ? defs.VIRTIO_BLK_F_MQ : 0n);
 }
 
-/** The configuration space of a disk in writeback mode: virtio 1.2, 5.2.4. */
-export function blkConfigSpace(capacitySectors: number, geometry: BlockGeometry, queues: number): Uint8Array {
+/**
+ * The configuration space of a disk in writeback mode: virtio 1.2, 5.2.4.
+ *
+ * @param leastQueueSize Of the queues that the driver will have: no request has more descriptors.
+ */
+export function blkConfigSpace(
+  capacitySectors: number,
+  geometry: BlockGeometry,
+  queues: number,
+  leastQueueSize: number,
+): Uint8Array {
   const { logicalBlockBytes, physicalBlockBytes, optimalIoBytes } = geometry;
   const bytes = new Uint8Array(defs.CONFIG_BYTES);
   const view = new DataView(bytes.buffer);
   view.setBigUint64(defs.CONFIG_CAPACITY, BigInt(capacitySectors), true);
   view.setUint32(defs.CONFIG_SIZE_MAX, SIZE_MAX, true);
-  view.setUint32(defs.CONFIG_SEG_MAX, SEG_MAX, true);
+  view.setUint32(defs.CONFIG_SEG_MAX, leastQueueSize - DESCRIPTORS_BESIDE_DATA, true);
   view.setUint32(defs.CONFIG_BLK_SIZE, logicalBlockBytes, true);
   const blocks = Math.max(1, physicalBlockBytes / logicalBlockBytes);
   view.setUint8(defs.CONFIG_PHYSICAL_BLOCK_EXP, Math.log2(blocks));

@@ -1,0 +1,183 @@
+import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
+import { createHash, randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { buffer } from 'node:stream/consumers';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { QemuProcess } from '../../src/backends/qemu/process.js';
+import { findBusybox } from '../../src/guest/busybox.js';
+import { ensureInstalled, QEMU_X86 } from '../../src/guest/debian.js';
+import { buildInitramfs } from '../../src/guest/initramfs.js';
+import { findKernel, type GuestKernel } from '../../src/guest/kernel.js';
+import { serveDevice } from '../../src/machine/serve-device.js';
+import type { VirtioVsock } from '../../src/devices/virtio/vsock/vsock.js';
+
+const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+const MIB = 2 ** 20;
+const DISK_MIB = 64;
+const PATIENCE_MS = 120_000;
+
+/** Four at a time write 4 MiB each, make it durable and read it back, over and over. */
+const LOAD = `
+for round in $(seq 6); do
+  echo "round $round"
+  for i in 0 1 2 3; do
+    (
+      dd if=/dev/urandom of=/tmp/$i bs=1M count=4 2>/dev/null
+      dd if=/tmp/$i of=/dev/vda bs=1M seek=$((32 + 4 * i)) conv=fsync,notrunc 2>/dev/null
+      echo 3 >/proc/sys/vm/drop_caches
+      dd if=/dev/vda bs=1M skip=$((32 + 4 * i)) count=4 2>/dev/null | cmp - /tmp/$i || echo "bad: $i"
+    ) &
+  done
+  wait
+done
+dd if=/dev/vda bs=1M count=32 2>/dev/null | sha256sum
+cat /tmp/0 /tmp/1 /tmp/2 /tmp/3 | sha256sum
+echo done
+`;
+
+describe('a device that is served to QEMU', () => {
+  let directory: string;
+  let kernel: GuestKernel;
+  const qemus: QemuProcess[] = [];
+  const servers: ChildProcess[] = [];
+  const path = (name: string) => join(directory, name);
+
+  beforeAll(async () => {
+    await ensureInstalled([QEMU_X86]);
+    kernel = await findKernel();
+    directory = await mkdtemp(join(tmpdir(), 'vmexit-test-'));
+  });
+
+  afterEach(async () => {
+    for (const qemu of qemus.splice(0)) await qemu.quit();
+    for (const server of servers.splice(0)) await kill(server, 'SIGTERM');
+  });
+
+  afterAll(() => rm(directory, { recursive: true, force: true }));
+
+  /** `vmexit serve-device`, when it listens. */
+  async function serve(...args: string[]): Promise<ChildProcess> {
+    const server = spawn(process.execPath, [MAIN, 'serve-device', ...args], { stdio: ['ignore', 'ignore', 'pipe'] });
+    servers.push(server);
+    let said = '';
+    for await (const text of server.stderr.setEncoding('utf8').iterator({ destroyOnReturn: false })) {
+      said += text as string;
+      if (said.includes('-chardev')) break;
+    }
+    if (!said.includes('-chardev')) throw new Error(said);
+    server.stderr.resume();
+    return server;
+  }
+
+  async function kill(server: ChildProcess, signal: NodeJS.Signals): Promise<void> {
+    if (server.exitCode !== null || server.signalCode !== null) return;
+    const exited = once(server, 'exit');
+    server.kill(signal);
+    await exited;
+  }
+
+  /** An unmodified QEMU with these devices, whose guest runs a script. */
+  async function boot(script: string, modules: string[], devices: string[], files = {}) {
+    const initrd = path(`${randomBytes(4).toString('hex')}.cpio`);
+    const init = { busyboxPath: await findBusybox(), modulesDir: kernel.modulesDir, command: ['sh', '-c', script] };
+    await writeFile(initrd, await buildInitramfs({ ...init, modules: ['virtio_pci', ...modules], ...files }));
+    const qemu = await QemuProcess.start({
+      program: 'qemu-system-x86_64',
+      chardevs: ['serial'],
+      args: [
+        ...['-M', 'q35,accel=tcg,memory-backend=mem', '-cpu', 'max', '-smp', '2', '-m', '512M', '-no-reboot'],
+        ...['-object', 'memory-backend-memfd,id=mem,size=512M,share=on'],
+        ...['-kernel', kernel.vmlinuzPath, '-initrd', initrd, '-append', 'console=ttyS0 panic=-1 quiet'],
+        ...['-serial', 'chardev:serial', '-device', 'isa-debug-exit,iobase=0xf4,iosize=4', ...devices],
+      ],
+    });
+    qemus.push(qemu);
+    let output = '';
+    qemu.chardevs['serial'].on('data', (bytes: Buffer) => (output += bytes.toString('latin1')));
+    await qemu.qmp.execute('cont');
+    const until = async (text: string) => {
+      const deadline = Date.now() + PATIENCE_MS;
+      while (!output.includes(text)) {
+        if (Date.now() > deadline || qemu.hasExited) {
+          throw new Error(`the guest did not print "${text}", but: ${output.slice(-1500)}${qemu.stderrTail}`);
+        }
+        await sleep(10);
+      }
+    };
+    return { qemu, until, output: () => output };
+  }
+
+  const disk = (socket: string) => [
+    ...['-chardev', `socket,id=disk,path=${socket},reconnect=1`],
+    ...['-device', 'vhost-user-blk-pci,chardev=disk'],
+  ];
+
+  it('is its disk, and stays one when the server is killed and started again under load', async () => {
+    const image = randomBytes(DISK_MIB * MIB);
+    await writeFile(path('disk'), image);
+    const args = ['blk', '--path', path('disk'), '--socket', path('blk'), '--serial', 'SERVED'];
+    let server = await serve(...args);
+    const guest = await boot(`cat /sys/block/vda/serial; echo; ${LOAD}`, ['virtio_blk'], disk(path('blk')));
+    for (const round of [1, 3, 4]) {
+      await guest.until(`round ${round}\n`);
+      await sleep(300);
+      await kill(server, 'SIGKILL');
+      server = await serve(...args);
+    }
+    await guest.until('done\n');
+    await guest.qemu.exited;
+    const output = guest.output();
+    expect(output).toContain('SERVED\n');
+    expect(output).not.toContain('bad');
+    const sha256 = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
+    expect(output).toContain(sha256(image.subarray(0, 32 * MIB)));
+    const written = await readFile(path('disk'));
+    expect(output).toContain(sha256(written.subarray(32 * MIB, 48 * MIB)));
+    expect(sha256(written.subarray(48 * MIB))).toBe(sha256(image.subarray(48 * MIB)));
+  });
+
+  it('is its vsock and its entropy, and connections outlive a pause of the machine', async () => {
+    const program = path('vsock-peer');
+    const source = new URL('programs/vsock-peer.c', import.meta.url).pathname;
+    execFileSync('gcc', ['-static', '-O2', '-Wall', '-Werror', '-o', program, source]);
+    const received: Promise<Buffer>[] = [];
+    await using vsock = await serveDevice({
+      type: 'vsock',
+      cid: 7,
+      socket: path('vsock'),
+      onRequest: (request) => request.port === 2000 && received.push(buffer(request.accept())) > 0,
+    });
+    await using rng = await serveDevice({ type: 'rng', socket: path('rng') });
+    const script = `
+      vsock-peer listen 1000 </dev/null >/tmp/in & until grep -q vsock /proc/modules; do sleep 0.1; done; sleep 0.5
+      echo up; wait; sha256sum </tmp/in | sed 's/^/got: /'
+      dd if=/dev/hwrng of=/tmp/out bs=64k count=64 iflag=fullblock 2>/dev/null; sha256sum </tmp/out | sed 's/^/has: /'
+      vsock-peer connect 2 2000 </tmp/out; echo done`;
+    const guest = await boot(
+      script,
+      ['vmw_vsock_virtio_transport', 'virtio_rng'],
+      [
+        ...['-chardev', `socket,id=vsock,path=${vsock.socket}`, '-device', 'vhost-user-vsock-pci,chardev=vsock'],
+        ...['-chardev', `socket,id=rng,path=${rng.socket}`, '-device', 'vhost-user-rng-pci,chardev=rng'],
+      ],
+      { files: [{ path: '/bin/vsock-peer', bytes: await readFile(program), mode: 0o755 }] },
+    );
+    await guest.until('up\n');
+    const { stream } = await (vsock.device as VirtioVsock).connect(1000);
+    const data = randomBytes(8 * MIB);
+    stream.write(data.subarray(0, 4 * MIB));
+    await guest.qemu.qmp.execute('stop');
+    await guest.qemu.qmp.execute('cont');
+    stream.end(data.subarray(4 * MIB));
+    await guest.until('done\n');
+    const sha256 = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
+    expect(guest.output()).toContain(`got: ${sha256(data)}`);
+    expect(guest.output()).toContain(`has: ${sha256(await received[0])}`);
+    expect(received.length).toBe(1);
+  });
+});
