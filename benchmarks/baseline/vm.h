@@ -42,7 +42,9 @@ static inline int open_kvm(void) {
 }
 
 static inline int create_vm(int kvm) {
-  int vm = ioctl(kvm, KVM_CREATE_VM, 0);
+  int vm;
+  do vm = ioctl(kvm, KVM_CREATE_VM, 0);
+  while (vm < 0 && errno == EINTR);
   check(vm >= 0, "KVM_CREATE_VM");
   return vm;
 }

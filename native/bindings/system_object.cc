@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <fcntl.h>
 #include <sys/ioctl.h>
 
@@ -35,7 +36,11 @@ Napi::Value SystemObject::CreateVm(const Napi::CallbackInfo& info) {
     unsigned long type = IntegerArgument(info, 0);
     int mmap_size = ioctl(fd(), KVM_GET_VCPU_MMAP_SIZE, 0);
     if (mmap_size < 0) throw SystemError("KVM_GET_VCPU_MMAP_SIZE");
-    UniqueFd vm_fd(ioctl(fd(), KVM_CREATE_VM, type));
+    int created;
+    // It gives up at any signal that meets it, such as a kick that came too late for its vCPU.
+    do created = ioctl(fd(), KVM_CREATE_VM, type);
+    while (created < 0 && errno == EINTR);
+    UniqueFd vm_fd(created);
     if (!vm_fd) throw SystemError("KVM_CREATE_VM");
     auto vm = std::make_shared<Vm>(std::move(vm_fd), static_cast<size_t>(mmap_size));
     return AddonData::Of(info.Env()).vm_constructor.New({Napi::External<std::shared_ptr<Vm>>::New(info.Env(), &vm)});

@@ -40,6 +40,8 @@ const EFFORT = {
 };
 /** No round does more: what does nothing at all would otherwise never fill its time. */
 const MAX_OPERATIONS = 1_000_000;
+/** And none less, so that what a round itself costs stays small beside it. */
+const MIN_OPERATIONS = 100;
 
 /**
  * Measures all contenders of a benchmark in interleaved rounds: A B C, C B A, A B C … Whatever else the machine does
@@ -83,14 +85,14 @@ export async function run(benchmark: Benchmark, { quick, onProgress = () => {} }
 /** Warms up, and finds how many operations fill a round: of its quickest rounds, for others say how busy the machine is. */
 async function calibrate(session: Session, { roundMs, warmUpMs }: { roundMs: number; warmUpMs: number }) {
   const start = performance.now();
-  let operations = 16;
+  let operations = MIN_OPERATIONS;
   let quickestMs = Infinity;
   for (;;) {
     const before = performance.now();
     await session.round(operations);
     const now = performance.now();
     quickestMs = Math.min(quickestMs, Math.max(now - before, 0.001) / operations);
-    const wanted = Math.min(MAX_OPERATIONS, Math.max(1, Math.round(roundMs / quickestMs)));
+    const wanted = Math.min(MAX_OPERATIONS, Math.max(MIN_OPERATIONS, Math.round(roundMs / quickestMs)));
     const settled = wanted <= 2 * operations;
     operations = Math.min(wanted, 10 * operations);
     if (settled && now - start >= warmUpMs) return operations;

@@ -30,7 +30,7 @@ export const manyVms: Benchmark = {
   metrics: { memory: { title: 'resident memory per VM', unit: 'bytes' }, time: { title: 'time per VM', unit: 'ns' } },
   axis: { title: 'VMs in the process', unit: 'count' },
   operations: { quick: 1, full: 1 },
-  rounds: { quick: 2, full: 7 },
+  rounds: { quick: 2, full: 3 },
   async contenders(context) {
     openKvm().close();
     const floor = await baseline('lifecycle', context);
