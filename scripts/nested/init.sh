@@ -53,6 +53,8 @@ done
 exec switch_root /root /run/busybox sh -c '
   export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
   cd /
+  # As many descriptors as elsewhere: the kernel by itself allows 4,096.
+  ulimit -Hn 524288
   perl /run/nested/hold-kvm.pl || echo "nested host: KVM is not held"
   "$1" /run/nested/agent.js "$2" /run/nested/fifos
   echo "nested host: the command runner ended with status $?"

@@ -84,7 +84,7 @@ export async function linuxGuest(
 export async function bootGuests(plans: GuestPlan[]): Promise<Record<string, GuestReport>> {
   const { stdout, stderr, exitCode } = await runNested(['node', 'test/linux/programs/boot.mjs'], {
     stdin: JSON.stringify(plans),
-    timeoutMs: 60_000 + 240_000 * plans.length,
+    timeoutMs: plans.reduce((sum, plan) => sum + Math.max(240_000, 60_000 + (plan.timeoutMs ?? 0)), 60_000),
   });
   if (exitCode !== 0) throw new Error(`boot.mjs ended with status ${exitCode}:\n${stderr}`);
   return Object.fromEntries((JSON.parse(stdout) as GuestReport[]).map((report) => [report.name, report]));

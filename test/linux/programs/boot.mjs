@@ -28,6 +28,7 @@ async function run({ name, options, consoleSize, join, steps = [], serve, timeou
     );
   if (server) await new Promise((resolve) => server.listen(serve.port, serve.address ?? '127.0.0.1', resolve));
   let vm;
+  let timer;
   try {
     vm = await MicroVM.create({ accel: 'kvm', ...options });
     const report = { name, output: '', stats: {}, fetched: {}, echoed: {}, deviceErrors: [], balloon: {} };
@@ -80,7 +81,7 @@ async function run({ name, options, consoleSize, join, steps = [], serve, timeou
       report.output += Buffer.from(chunk).toString('latin1');
       actOnce();
     });
-    const timer = setTimeout(() => {
+    timer = setTimeout(() => {
       report.error ??= `the guest ran for ${timeoutMs} ms`;
       void vm.stop();
     }, timeoutMs);
@@ -94,11 +95,11 @@ async function run({ name, options, consoleSize, join, steps = [], serve, timeou
     if (consoleSize) await vm.resizeConsole(consoleSize);
     await vm.start();
     report.exit = await vm.exited;
-    clearTimeout(timer);
     await acting;
     report.stats.end = await vm.stats();
     return report;
   } finally {
+    clearTimeout(timer);
     await vm?.close();
     server?.closeAllConnections();
     server?.close();
