@@ -22,6 +22,8 @@ export interface BzImage {
   /** Memory from `loadGpa` that the kernel uses before it has read the memory map. */
   runtimeBytes: number;
   entryGpa: number;
+  /** `protected` for 32-bit kernels, which have no other entry point. */
+  entryMode: 'long' | 'protected';
   /** Highest address a byte of the initrd may have. */
   initrdAddrMax: number;
   /** Longest command line, without the NUL. */
@@ -37,7 +39,7 @@ export function isBzImage(file: Uint8Array): boolean {
 /**
  * Reads a bzImage's setup header (Linux Documentation/arch/x86/boot.rst).
  *
- * @throws VmmError code "BAD_KERNEL" when the image is damaged, truncated, older than protocol 2.12 or not 64-bit.
+ * @throws VmmError code "BAD_KERNEL" when the image is damaged, truncated, or older than protocol 2.12.
  */
 export function parseBzImage(file: Uint8Array): BzImage {
   if (file.length < BP.HEADER_MAX_END) throw bad('is truncated: its setup header is not complete');
@@ -47,11 +49,8 @@ export function parseBzImage(file: Uint8Array): BzImage {
   const version = view.getUint16(BP.VERSION, true);
   if (version < MIN_VERSION) {
     throw bad(
-      `has boot protocol ${version >> 8}.${version & 0xff}; supported are x86-64 kernels with protocol 2.12 (Linux 3.8) or later`,
+      `has boot protocol ${version >> 8}.${version & 0xff}; supported are kernels with protocol 2.12 (Linux 3.8) or later`,
     );
-  }
-  if (!(view.getUint16(BP.XLOADFLAGS, true) & XLF_KERNEL_64)) {
-    throw bad('has no 64-bit entry point; supported are x86-64 kernels, not 32-bit ones');
   }
   if (!(view.getUint8(BP.LOADFLAGS) & LOADED_HIGH)) throw bad('is a zImage for low memory; build a bzImage');
 
@@ -63,7 +62,9 @@ export function parseBzImage(file: Uint8Array): BzImage {
   const setupBytes = ((view.getUint8(BP.SETUP_SECTS) || DEFAULT_SETUP_SECTS) + 1) * SECTOR_BYTES;
   // syssize counts paragraphs, rounded up. What follows it in the file (a Secure Boot signature) is not loaded.
   const systemBytes = view.getUint32(BP.SYSSIZE, true) * 16;
-  if (systemBytes <= ENTRY_64_OFFSET) throw bad('says its protected-mode code is empty');
+  const is64 = (view.getUint16(BP.XLOADFLAGS, true) & XLF_KERNEL_64) !== 0;
+  const entryOffset = is64 ? ENTRY_64_OFFSET : 0;
+  if (systemBytes <= entryOffset) throw bad('says its protected-mode code is empty');
   if (setupBytes + systemBytes >= file.length + 16) {
     throw bad(`is truncated: its header tells of ${setupBytes + systemBytes} bytes, the file has ${file.length}`);
   }
@@ -86,7 +87,8 @@ export function parseBzImage(file: Uint8Array): BzImage {
     kernel,
     loadGpa,
     runtimeBytes: Math.max(view.getUint32(BP.INIT_SIZE, true), kernel.length),
-    entryGpa: loadGpa + ENTRY_64_OFFSET,
+    entryGpa: loadGpa + entryOffset,
+    entryMode: is64 ? 'long' : 'protected',
     initrdAddrMax: view.getUint32(BP.INITRD_ADDR_MAX, true),
     cmdlineMaxLength: view.getUint32(BP.CMDLINE_SIZE, true),
   };

@@ -13,7 +13,7 @@ export interface EntryState {
   mode: 'long' | 'protected' | 'real';
   rip: bigint;
   rsp: bigint;
-  /** boot_params, for the Linux 64-bit boot protocol. */
+  /** boot_params, for Linux's boot protocols. */
   rsi: bigint;
   /** hvm_start_info for PVH, the boot information for Multiboot. */
   rbx: bigint;
@@ -64,22 +64,22 @@ export function prepareLongMode(memory: GuestMemory, layout: BootLayout, rip: bi
 }
 
 /**
- * Prepares 32-bit entry as PVH and Multiboot ask: flat segments, paging off.
+ * Prepares 32-bit entry as PVH, Multiboot and Linux (boot.rst, "32-bit Boot Protocol") ask: flat segments, paging off.
  *
- * @param registers EBX, where the boot information is, and EAX.
+ * @param registers EBX, where the boot information is, and EAX; for Linux ESI.
  */
 export function prepareProtectedMode(
   memory: GuestMemory,
   layout: BootLayout,
   rip: bigint,
-  { rbx, rax = 0n }: { rbx: bigint; rax?: bigint },
+  { rbx = 0n, rax = 0n, rsi = 0n }: { rbx?: bigint; rax?: bigint; rsi?: bigint },
 ): EntryState {
   writeGdt(memory, layout.gdtGpa, 'protected');
   return {
     mode: 'protected',
     rip,
     rsp: BigInt(layout.stackTopGpa),
-    rsi: 0n,
+    rsi,
     rbx,
     rax,
     cr3: 0n,

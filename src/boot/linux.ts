@@ -57,7 +57,7 @@ const VMLINUX_LIMITS = { cmdlineMaxLength: 2047, initrdAddrMax: 0x7fffffff };
  * Puts a kernel, its initrd and its command line into guest memory, with everything its boot protocol asks for.
  * All checks are made before the first byte is written.
  *
- * - A bzImage is entered in its own decompressor. With `prefer: 'vmlinux'` it is unpacked here and the kernel inside is
+ * - A bzImage is entered in its own decompressor, a 32-bit one by the 32-bit boot protocol. With `prefer: 'vmlinux'` it is unpacked here and the kernel inside is
  *   entered at once, unless it cannot be unpacked.
  * - An ELF64 file with a PVH note is entered by PVH, the documented way into an uncompressed kernel; without one at
  *   e_entry in long mode with boot_params in RSI, which is what Linux's own decompressor does.
@@ -109,7 +109,11 @@ function loadBzImage(
   copyIn(memory, kernel.gpa, image.kernel);
   writeParts(memory, parts);
   writeBootParams(memory, layout.zeroPageGpa, { ...parts.facts, setupHeader: image.setupHeader });
-  const entry = prepareLongMode(memory, layout, BigInt(image.entryGpa));
+  const rip = BigInt(image.entryGpa);
+  const entry =
+    image.entryMode === 'long'
+      ? prepareLongMode(memory, layout, rip)
+      : prepareProtectedMode(memory, layout, rip, { rsi: BigInt(layout.zeroPageGpa) });
   return { kind: 'bzimage', entry, kernel, ...parts.facts };
 }
 

@@ -18,6 +18,14 @@ export interface DebianOptions {
   arch?: GuestArch;
 }
 
+/** `i686`: of Debian's 32-bit x86, which x86-64 machines run, too. */
+export type PackageArch = GuestArch | 'i686';
+
+export interface PackageOptions extends Omit<DebianOptions, 'arch'> {
+  /** Whose package. Default: `x86_64`. */
+  arch?: PackageArch;
+}
+
 /** Programs that come with a Debian package: what to look for, and what to install when it is not there. */
 export interface Requirement {
   /** Any one of these programs will do: a name looked up in PATH, or an absolute path. */
@@ -124,7 +132,7 @@ export async function ensureInstalled(
  * @returns The directory that holds the package's files (`usr/`, `lib/`, `boot/` …).
  * @throws VmmError "IMAGE_NOT_FOUND" when it is not cached and cannot be fetched.
  */
-export async function downloadPackage(name: string, options: DebianOptions = {}): Promise<string> {
+export async function downloadPackage(name: string, options: PackageOptions = {}): Promise<string> {
   checkName(name);
   const unpacked = unpackedDirectory(name, options.arch);
   if (await exists(unpacked)) return unpacked;
@@ -177,18 +185,18 @@ export async function cachedPackages(arch: GuestArch = 'x86_64'): Promise<string
 }
 
 /** Where a package of the cache is, or would be. */
-export function unpackedDirectory(name: string, arch: GuestArch = 'x86_64'): string {
+export function unpackedDirectory(name: string, arch: PackageArch = 'x86_64'): string {
   return join(cacheDirectory(), 'debian', directoryName(name, arch));
 }
 
-const directoryName = (name: string, arch: GuestArch) =>
-  arch === 'x86_64' ? name : `${name}:${ARCHITECTURES[arch].debian}`;
+const directoryName = (name: string, arch: PackageArch) =>
+  arch === 'x86_64' ? name : `${name}:${debianArchitecture(arch)}`;
 
 /**
  * The packages that a metapackage (`linux-image-cloud-amd64`) depends on, by the package lists of this system.
  * @throws VmmError "IMAGE_NOT_FOUND" when the package is unknown here.
  */
-export async function packageDependencies(name: string, options: DebianOptions = {}): Promise<string[]> {
+export async function packageDependencies(name: string, options: PackageOptions = {}): Promise<string[]> {
   checkName(name);
   const qualified = qualifiedName(name, options);
   try {
@@ -223,7 +231,7 @@ export async function packageDependencies(name: string, options: DebianOptions =
 /** Runs `action`; when that fails and the package lists lack one of the packages, refreshes them and tries once more. */
 async function withPackageLists<T>(
   packages: readonly string[],
-  options: DebianOptions,
+  options: PackageOptions,
   action: () => PromiseLike<T>,
 ): Promise<T> {
   try {
@@ -233,15 +241,21 @@ async function withPackageLists<T>(
     // A list that knows the package may still name a version that the mirror has replaced; the host's only root can refresh.
     if (!isForeign(options) && process.getuid?.() !== 0) throw error;
     options.onProgress?.(`refreshing the package lists for ${packages.join(', ')} (apt-get update)`);
-    await refreshLists(options);
-    return await action();
+    const refreshError = await refreshLists(options).catch((cause: unknown) => cause);
+    options.signal?.throwIfAborted();
+    try {
+      // Where one source is out of order, another may be the one that has the package.
+      return await action();
+    } catch (error) {
+      throw refreshError ?? error;
+    }
   }
 }
 
 /** By architecture, what is under way in this process: apt lets one at a time do it. */
 const refreshing = new Map<string, Promise<void>>();
 
-function refreshLists(options: DebianOptions): Promise<void> {
+function refreshLists(options: PackageOptions): Promise<void> {
   const name = debianName(options);
   const running =
     refreshing.get(name) ??
@@ -251,7 +265,7 @@ function refreshLists(options: DebianOptions): Promise<void> {
 }
 
 /** `apt-get update`; while another process does the same, which apt itself takes for a failure, waits. */
-async function updateUnlocked(options: DebianOptions, untilMs: number): Promise<void> {
+async function updateUnlocked(options: PackageOptions, untilMs: number): Promise<void> {
   try {
     await apt(['update', '-q'], options);
   } catch (error) {
@@ -262,7 +276,7 @@ async function updateUnlocked(options: DebianOptions, untilMs: number): Promise<
   }
 }
 
-async function apt(args: string[], options: DebianOptions, cwd?: string): Promise<void> {
+async function apt(args: string[], options: PackageOptions, cwd?: string): Promise<void> {
   if (isForeign(options)) await mkdir(join(foreignLists(options), 'partial'), { recursive: true });
   await execa('apt-get', [...foreignState(options), ...args], {
     env: APT_ENV,
@@ -272,16 +286,17 @@ async function apt(args: string[], options: DebianOptions, cwd?: string): Promis
   });
 }
 
-const isForeign = ({ arch = 'x86_64' }: DebianOptions) => arch !== 'x86_64';
-const debianName = ({ arch = 'x86_64' }: DebianOptions) => ARCHITECTURES[arch].debian;
-const qualifiedName = (name: string, options: DebianOptions) => `${name}:${debianName(options)}`;
-const foreignLists = (options: DebianOptions) => join(cacheDirectory(), 'apt', debianName(options));
+const isForeign = ({ arch = 'x86_64' }: PackageOptions) => arch !== 'x86_64';
+const debianName = ({ arch = 'x86_64' }: PackageOptions) => debianArchitecture(arch);
+const debianArchitecture = (arch: PackageArch) => (arch === 'i686' ? 'i386' : ARCHITECTURES[arch].debian);
+const qualifiedName = (name: string, options: PackageOptions) => `${name}:${debianName(options)}`;
+const foreignLists = (options: PackageOptions) => join(cacheDirectory(), 'apt', debianName(options));
 
 /**
  * Has apt look at another architecture's packages, of the same sources, without this system knowing of it: package lists
  * of its own in the cache, no package installed, and so no `dpkg --add-architecture` and no root.
  */
-function foreignState(options: DebianOptions): string[] {
+function foreignState(options: PackageOptions): string[] {
   if (!isForeign(options)) return [];
   const settings = {
     'APT::Architecture': debianName(options),
@@ -296,7 +311,7 @@ function foreignState(options: DebianOptions): string[] {
   return Object.entries(settings).flatMap(([name, value]) => ['-o', `${name}=${value}`]);
 }
 
-function cancel(options: DebianOptions) {
+function cancel(options: PackageOptions) {
   return options.signal ? { cancelSignal: options.signal, forceKillAfterDelay: 2_000 } : {};
 }
 

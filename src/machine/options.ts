@@ -299,8 +299,8 @@ export interface MicroVMOptions {
   /** The guest's instruction set. Default `x86_64`, this host's; every other is emulated (TCG). */
   arch?: GuestArch | undefined;
   /**
-   * Path of a kernel: Linux for x86-64, a bzImage (`vmlinuz`) or an ELF file (`vmlinux`), or one with a Multiboot header;
-   * for another `arch` Linux's `Image`.
+   * Path of a kernel: Linux, a bzImage (`vmlinuz`, 64-bit or 32-bit) or an ELF64 file (`vmlinux`), or one with a
+   * Multiboot header; for another `arch` Linux's `Image`.
    */
   kernel: string;
   /** Path of an initial RAM disk; a Multiboot kernel's module. */

@@ -37,6 +37,14 @@ describe('a bzImage', () => {
     expect(loaded.entry).toMatchObject({ mode: 'long', rip: 0x200200n, rsi: BigInt(layout.zeroPageGpa) });
   });
 
+  it('of a 32-bit kernel is entered at its start, in protected mode with paging off, with boot_params in ESI', async () => {
+    const { loaded, zeroPage } = await load({ kernel: buildBzImage({ xloadflags: 0 }) });
+    // boot.rst, "32-bit Boot Protocol": EBP, EDI and EBX are 0
+    const registers = { rip: 0x200000n, rsi: BigInt(layout.zeroPageGpa), rbx: 0n, rax: 0n, cr3: 0n };
+    expect(loaded.entry).toMatchObject({ mode: 'protected', ...registers, selectors: { code: 0x10, data: 0x18 } });
+    expect(zeroPage.getUint32(0x202, true)).toBe(0x53726448);
+  });
+
   it('finds its header, command line, initrd, memory map and RSDP in boot_params, and zeros elsewhere', async () => {
     const kernel = buildBzImage();
     const initrd = code(5000, 7);
@@ -77,7 +85,6 @@ describe('a bzImage', () => {
   });
 
   it.each([
-    ['of a 32-bit kernel', buildBzImage({ xloadflags: 0 }), /x86-64/],
     ['of an old protocol', buildBzImage({ version: 0x20b }), /2\.12/],
     ['that prefers an address below 1 MiB', buildBzImage({ preferredGpa: 0x10000n }), /0x10000/],
     ['that is cut off', buildBzImage().subarray(0, -16), /truncated/],
