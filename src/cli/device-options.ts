@@ -1,7 +1,16 @@
+import { resolve } from 'node:path';
 import { InvalidArgumentError } from 'commander';
 import { parsePortForward } from '../backends/net/port-forward.js';
 import { VmmError } from '../errors.js';
-import type { DriveOptions, MicroVMOptions, NetOptions, ShareOptions, VsockOptions } from '../machine/options.js';
+import { imageFile, type Blockdev } from '../backends/qemu/storage-daemon.js';
+import type {
+  DriveOptions,
+  MicroVMOptions,
+  NetOptions,
+  QemuPciOptions,
+  ShareOptions,
+  VsockOptions,
+} from '../machine/options.js';
 import type { GuestDevices } from './guest-setup.js';
 
 /** The options of `vmexit run` that are about devices, as commander leaves them. */
@@ -10,6 +19,7 @@ export interface DeviceOptions {
   net?: NetArgument[];
   publish?: string[];
   share?: ShareOptions[];
+  device?: QemuPciOptions[];
   console: 'serial' | 'virtio';
   rng?: boolean;
   vsock?: VsockOptions;
@@ -22,7 +32,7 @@ type DeviceConfig = {
   [K in 'balloon' | 'console' | 'drives' | 'net' | 'shares' | 'rng' | 'virtioTransport']: NonNullable<
     MicroVMOptions[K]
   >;
-} & Pick<MicroVMOptions, 'vsock'>;
+} & Pick<MicroVMOptions, 'vsock'> & { devices: QemuPciOptions[] };
 
 /**
  * Takes one more `--drive`: `PATH[,ro][,serial=S][,backend=local|qemu][,format=raw|qcow2]`. A path may hold commas, as long
@@ -67,6 +77,37 @@ export function addShare(text: string, shares: ShareOptions[] = []): ShareOption
   return [...shares, { ...options, dir, tag, readOnly }];
 }
 
+/**
+ * Takes one more `--device`: `DEVICE[,PROPERTY=VALUE…]`, as QEMU's `-device` has it, a comma in a value written twice.
+ * `drive=PATH` is a disk image, and `netdev=user` a network, for that device alone; what follows `attach=DEVICE` is of a
+ * device on a bus of the first: `lsi53c895a,attach=scsi-hd,drive=disk.img`.
+ */
+export function addDevice(text: string, devices: QemuPciOptions[] = []): QemuPciOptions[] {
+  const [device, ...properties] = text
+    .replaceAll(',,', '\0')
+    .split(',')
+    .map((part) => part.replaceAll('\0', ','));
+  if (!device || device.includes('=')) {
+    throw new InvalidArgumentError('Give a device of QEMU, and perhaps properties: nvme,serial=x,drive=disk.img.');
+  }
+  const blockdevs: Blockdev[] = [];
+  const attached: { device: string; props: Record<string, string> }[] = [];
+  const own: Record<string, string> = {};
+  let netdev: { type: string } | undefined;
+  for (const property of properties) {
+    const [name, value = 'on'] = property.split(/=(.*)/s);
+    const props = attached.at(-1)?.props ?? own;
+    if (name === 'attach') attached.push({ device: value, props: {} });
+    else if (name === 'netdev') netdev = { type: value };
+    else if (name === 'drive') {
+      props['drive'] = `disk${blockdevs.length}`;
+      const image = imageFile(resolve(value), value.endsWith('.qcow2') ? 'qcow2' : 'raw');
+      blockdevs.push({ ...image, 'node-name': props['drive'] });
+    } else props[name] = value;
+  }
+  return [...devices, { type: 'qemu-pci', device, props: own, blockdevs, attached, ...(netdev && { netdev }) }];
+}
+
 /** Takes `--vsock`: `CID[,uds=PATH]`. */
 export function parseVsock(text: string): VsockOptions {
   const match = /^(\d+)(?:,uds=(.+))?$/.exec(text);
@@ -96,6 +137,7 @@ export function deviceConfig({
   net,
   publish = [],
   share,
+  device,
   console,
   rng,
   balloon,
@@ -115,6 +157,7 @@ export function deviceConfig({
     drives: drive ?? [],
     net: cards.map((card, index) => (index === forwarder ? { type: 'user', forwards: publish } : card)),
     shares: share ?? [],
+    devices: device ?? [],
     rng: rng ?? false,
     ...(vsock && { vsock }),
     balloon: balloon ?? false,
@@ -128,6 +171,7 @@ export function guestDevices({
   drives,
   net,
   shares,
+  devices,
   rng,
   balloon,
   vsock,
@@ -139,6 +183,7 @@ export function guestDevices({
     nets: net.length,
     shares: tagsOf(shares, 'local'),
     virtiofs: tagsOf(shares, 'virtiofsd'),
+    devices: devices.map(({ device, netdev }) => ({ device, hasNetwork: netdev !== undefined })),
     rng,
     balloon,
     vsock: vsock !== undefined,

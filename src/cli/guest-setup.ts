@@ -12,6 +12,8 @@ export interface GuestDevices {
   rng: boolean;
   vsock?: boolean;
   balloon?: boolean;
+  /** PCI devices of QEMU's. Default: none. */
+  devices?: readonly { device: string; hasNetwork: boolean }[];
   transport: 'pci' | 'mmio';
 }
 
@@ -48,6 +50,15 @@ esac
 /** As much as Linux's client can have under way in one request. */
 const MSIZE = 512_000;
 
+/** Modules of Debian's generic kernel for devices of QEMU's; the driver of any other is the guest's own affair. */
+const QEMU_DRIVERS: Readonly<Record<string, readonly string[]>> = {
+  nvme: ['nvme', 'crc32c_generic', 'ext4'],
+  lsi53c895a: ['sym53c8xx', 'sd_mod', 'crc32c_generic', 'ext4'],
+  pvscsi: ['vmw_pvscsi', 'sd_mod', 'crc32c_generic', 'ext4'],
+  e1000: ['e1000'],
+  AC97: ['snd_intel8x0'],
+};
+
 /** Modules of Debian's kernels for these devices, DHCP on every network card, every share mounted at /mnt/TAG. */
 export function guestSetup({
   console,
@@ -58,6 +69,7 @@ export function guestSetup({
   rng,
   balloon,
   vsock,
+  devices = [],
   transport,
 }: GuestDevices): GuestSetup {
   const modules: string[] = [];
@@ -73,19 +85,26 @@ export function guestSetup({
   if (rng) modules.push('virtio_rng');
   if (vsock) modules.push('vmw_vsock_virtio_transport');
   if (balloon) modules.push('virtio_balloon');
+  for (const { device } of devices) modules.push(...(QEMU_DRIVERS[device] ?? []));
+  const cards = nets + devices.filter(({ hasNetwork }) => hasNetwork).length;
+  if (nets > 0) modules.push('virtio_net');
   // udhcpc speaks before there is an address: through a packet socket.
-  if (nets > 0) modules.push('virtio_net', 'af_packet');
+  if (cards > 0) modules.push('af_packet');
 
   const mount = (type: string, tag: string) =>
     setup.push(`mkdir -p /mnt/${tag}`, `mount -t ${type} ${tag} /mnt/${tag} || echo 'init: ${tag} was not mounted'`);
   for (const tag of shares) mount(`9p -o trans=virtio,version=9p2000.L,msize=${MSIZE}`, tag);
   for (const tag of virtiofs) mount('virtiofs', tag);
-  if (nets > 0) setup.push('ip link set lo up');
-  for (let card = 0; card < nets; card++) {
+  if (cards > 0) setup.push('ip link set lo up');
+  for (let card = 0; card < cards; card++) {
     setup.push(
       `ip link set eth${card} up`,
       `udhcpc -s ${DHCP_SCRIPT} -q -n -t 5 -T 1 -i eth${card} </dev/null >/dev/null 2>&1 || echo 'init: no address for eth${card} by DHCP'`,
     );
   }
-  return { modules, files: nets > 0 ? [{ path: DHCP_SCRIPT, bytes: DHCP_LEASE, mode: 0o755 }] : [], setup };
+  return {
+    modules: [...new Set(modules)],
+    files: cards > 0 ? [{ path: DHCP_SCRIPT, bytes: DHCP_LEASE, mode: 0o755 }] : [],
+    setup,
+  };
 }

@@ -53,8 +53,9 @@ export function prepareImages(accel: Accelerator, options: ImageOptions): Promis
   });
 }
 
-/** The cloud kernel has no 9p. */
-const kernelFlavour = ({ devices }: ImageOptions) => ((devices?.shares?.length ?? 0) > 0 ? 'generic' : 'cloud');
+/** The cloud kernel has no 9p, and no drivers of real hardware. */
+const kernelFlavour = ({ devices }: ImageOptions) =>
+  (devices?.shares?.length ?? 0) > 0 || (devices?.devices?.length ?? 0) > 0 ? 'generic' : 'cloud';
 
 async function makeImages(options: ImageOptions & DebianOptions): Promise<GuestImages> {
   const { arch = 'x86_64' } = options;

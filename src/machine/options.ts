@@ -235,6 +235,11 @@ const netdev = z.custom<{ type: string } & Record<string, unknown>>(
   'a network has a "type", such as "user"',
 );
 
+const audiodev = z.custom<{ driver: string } & Record<string, unknown>>(
+  (value) => typeof (value as { driver?: unknown } | null)?.driver === 'string',
+  'what sound is played on has a "driver", such as "none"',
+);
+
 const qemuPciDevice = z.strictObject({
   type: z.literal('qemu-pci'),
   id: deviceId,
@@ -249,6 +254,7 @@ const qemuPciDevice = z.strictObject({
     )
     .default([]),
   netdev: netdev.optional(),
+  audiodev: audiodev.optional(),
   attached: z.array(z.strictObject({ device: qemuName, props: properties })).default([]),
 });
 
@@ -367,6 +373,8 @@ export interface QemuPciOptions {
   blockdevs?: readonly Blockdev[] | undefined;
   /** The network of a network card, as `-netdev` takes it: `{ type: 'user' }`. */
   netdev?: ({ type: string } & Readonly<Record<string, unknown>>) | undefined;
+  /** What a sound card plays on, as `-audiodev` takes it. Default: `{ driver: 'none' }`. */
+  audiodev?: ({ driver: string } & Readonly<Record<string, unknown>>) | undefined;
   /** Devices on a bus of this one's: `{ device: 'scsi-hd', props: { drive: … } }` of a SCSI controller. */
   attached?: readonly { device: string; props?: QemuProperties | undefined }[] | undefined;
 }
@@ -591,8 +599,8 @@ function vhostUserKind(options: z.output<typeof vhostUser>, cpus: number): Vhost
 function deviceConfig(options: z.output<typeof device>, index: number): DeviceConfig {
   const { id = `device${index}` } = options;
   if (options.type === 'qemu-pci') {
-    const { netdev, ...rest } = options;
-    return { ...rest, id, ...(netdev && { netdev }) };
+    const { netdev, audiodev, ...rest } = options;
+    return { ...rest, id, ...(netdev && { netdev }), ...(audiodev && { audiodev }) };
   }
   const { module, exportName, config, ports, mmio, irq } = options;
   const isUrl = module instanceof URL || module.startsWith('file:');

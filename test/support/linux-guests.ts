@@ -22,6 +22,8 @@ export type GuestStep = { when: string } & (
   /** Kills the process that serves a drive or a share, waits until that is reported, and starts another. */
   | { act: 'killDrive'; drive: number }
   | { act: 'killShare'; share: number }
+  /** Kills the QEMU process whose command line holds a text; returns when the machine has reported it. */
+  | { act: 'killQemu'; like: string }
   | { act: 'powerButton' }
   | { act: 'stop' }
   | { act: 'balloon'; target: string }

@@ -61,6 +61,13 @@ async function run({ name, options, consoleSize, join, steps = [], serve, timeou
         for (const pid of await childrenNamed('passt')) process.kill(pid, 'SIGKILL');
         await failed;
       },
+      killQemu: async ({ like }) => {
+        const failed = once(vm, 'deviceError');
+        for (const pid of await childrenNamed('qemu')) {
+          if ((await readFile(`/proc/${pid}/cmdline`, 'utf8')).includes(like)) process.kill(pid, 'SIGKILL');
+        }
+        await failed;
+      },
       echo: async (step) => (report.echoed[step.port] = await echo(vm.port(step.port), step.bytes)),
     };
     // One step after the other: a guest that was told to go on must not take the one before by surprise.

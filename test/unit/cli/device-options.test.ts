@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import {
+  addDevice,
   addDrive,
   addNet,
   addPort,
@@ -33,6 +34,54 @@ describe('--drive', () => {
   it('needs a path', () => {
     expect(() => addDrive(',ro')).toThrow(/path of a disk image/);
     expect(() => addDrive('')).toThrow(/path of a disk image/);
+  });
+});
+
+describe('--device', () => {
+  const raw = (path: string, name: string) => ({
+    ...{ driver: 'raw', 'node-name': name, file: { driver: 'file', filename: path } },
+  });
+
+  it('takes a device as QEMU does, with its disk or network', () => {
+    expect(addDevice('nvme,serial=a,,b,ro,drive=/a=b.img')).toEqual([
+      {
+        ...{ type: 'qemu-pci', device: 'nvme', attached: [] },
+        props: { serial: 'a,b', ro: 'on', drive: 'disk0' },
+        blockdevs: [raw('/a=b.img', 'disk0')],
+      },
+    ]);
+    expect(addDevice('e1000,netdev=user,mac=52:54:00:12:34:56')).toMatchObject([
+      { device: 'e1000', netdev: { type: 'user' }, props: { mac: '52:54:00:12:34:56' } },
+    ]);
+  });
+
+  it('takes devices that are attached to it, each with its own properties', () => {
+    const text = 'lsi53c895a,attach=scsi-hd,drive=/a.img,attach=scsi-hd,scsi-id=3,drive=/b.qcow2';
+    const [, second] = addDevice(text, addDevice('AC97'));
+    expect(second).toMatchObject({
+      device: 'lsi53c895a',
+      props: {},
+      blockdevs: [raw('/a.img', 'disk0'), { driver: 'qcow2', 'node-name': 'disk1' }],
+      attached: [
+        { device: 'scsi-hd', props: { drive: 'disk0' } },
+        { device: 'scsi-hd', props: { drive: 'disk1', 'scsi-id': '3' } },
+      ],
+    });
+    expect(parseOptions({ kernel: 'k', devices: [second] }).config.devices).toMatchObject([{ id: 'device0' }]);
+  });
+
+  it.each(['', ',drive=a', 'drive=a'])('refuses %j', (text) => {
+    expect(() => addDevice(text)).toThrow(/Give a device of QEMU/);
+  });
+
+  it('brings its drivers, and DHCP for its network', () => {
+    const config = deviceConfig({
+      ...PLAIN,
+      device: [...addDevice('nvme,drive=a'), ...addDevice('e1000,netdev=user')],
+    });
+    const { modules, setup } = guestSetup(guestDevices(config));
+    expect(modules).toEqual(['nvme', 'crc32c_generic', 'ext4', 'e1000', 'af_packet']);
+    expect(setup.join('\n')).toContain('-i eth0');
   });
 });
 

@@ -5,6 +5,7 @@ import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { RemoteConnection } from '../../../src/backends/qemu/remote-pci/connection.js';
 import { RemotePciDevice, type RemotePciDeviceConfig } from '../../../src/backends/qemu/remote-pci/device.js';
 import { Bus } from '../../../src/bus/bus.js';
 import type { AccessSize } from '../../../src/bus/device.js';
@@ -15,6 +16,7 @@ import { FakeIrqLine } from '../../../src/irq/irq-line.js';
 import { EventFd } from '../../../src/kvm/event-fd.js';
 import { GuestRam } from '../../../src/kvm/ram.js';
 import { GuestMemory } from '../../../src/memory/guest-memory.js';
+import { addon } from '../../../src/native/addon.js';
 
 const MIB = 2 ** 20;
 const ECAM = 0xe0000000;
@@ -274,5 +276,41 @@ describe('a PCI device in a QEMU process', () => {
     await expect(plug(device, more)).rejects.toMatchObject({
       message: expect.stringMatching(message) as string,
     });
+  });
+});
+
+describe('the connection with a process that lies', () => {
+  const answer = (command: number, bytes: number, value = 0n) => {
+    const message = new DataView(new ArrayBuffer(24));
+    message.setInt32(0, command, true);
+    message.setBigUint64(8, BigInt(bytes), true);
+    message.setBigUint64(16, value, true);
+    return new Uint8Array(message.buffer);
+  };
+  const ask = (said: Uint8Array, ends = false) => {
+    const api = addon();
+    const [ours, theirs] = api.socketPair().map((fd) => new api.UnixSocket('adopt', fd));
+    const remote = new RemoteConnection(ours, 100);
+    try {
+      theirs.send(said, []);
+      if (ends) theirs.close();
+      return remote.readConfig(0, 2);
+    } finally {
+      remote.close();
+      theirs.close();
+    }
+  };
+
+  it('takes of an answer what an access of that size can have', () => {
+    expect(ask(answer(1, 8, 0xffff_ffff_1234_5678n))).toBe(0x5678);
+  });
+
+  it.each<[string, Uint8Array, boolean, string]>([
+    ['another message', answer(2, 8), false, 'QEMU_FAILED'],
+    ['an answer of another size', answer(1, 2 ** 32), false, 'QEMU_FAILED'],
+    ['half an answer', answer(1, 8).subarray(0, 20), false, 'TIMEOUT'],
+    ['the end', answer(1, 8).subarray(0, 20), true, 'QEMU_FAILED'],
+  ])('fails on %s', (_what, said, ends, code) => {
+    expect(() => ask(said, ends)).toThrow(expect.objectContaining({ code }));
   });
 });

@@ -30,6 +30,8 @@ export interface QemuDeviceDescription {
   blockdevs: readonly Blockdev[];
   /** A network behind the device: `{ type: 'user' }` and what else `-netdev` takes. */
   netdev?: Readonly<Record<string, unknown>>;
+  /** What a sound card plays on, as `-audiodev` takes it. Default: `{ driver: 'none' }`, nothing. */
+  audiodev?: Readonly<Record<string, unknown>>;
   /** Devices on a bus of this one's: `scsi-hd` of a SCSI controller. */
   attached: readonly { device: string; props: QemuProperties }[];
 }
@@ -216,14 +218,18 @@ export class RemotePciDevice implements PciFunction {
   }
 }
 
-function argumentsOf({ device, props, blockdevs, netdev, attached }: QemuDeviceDescription): string[] {
+function argumentsOf({ device, props, blockdevs, netdev, audiodev, attached }: QemuDeviceDescription): string[] {
   const network = netdev && { id: 'net0', ...netdev };
+  // Always one: a sound card without looks for the host's, and while it does so it answers nothing.
+  const audio = { id: 'audio0', ...(audiodev ?? { driver: 'none' }) };
+  const own = { ...(network && { netdev: network.id }), ...(audiodev && { audiodev: audio.id }) };
   return [
     ...['-machine', 'x-remote'],
     ...blockdevs.flatMap((blockdev) => ['-blockdev', JSON.stringify(blockdev)]),
     ...(network ? ['-netdev', JSON.stringify(network)] : []),
+    ...['-audiodev', JSON.stringify(audio)],
     // An option ROM would be for firmware, and its file is in another package.
-    ...deviceArguments(device, { id: DEVICE_ID, romfile: '', ...(network && { netdev: network.id }), ...props }),
+    ...deviceArguments(device, { id: DEVICE_ID, romfile: '', ...own, ...props }),
     ...attached.flatMap((other) => deviceArguments(other.device, other.props)),
     ...['-object', `x-remote-object,id=remote,devid=${DEVICE_ID},fd=${SOCKET_FD}`],
   ];
