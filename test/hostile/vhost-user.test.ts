@@ -3,7 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { VhostUserDevice } from '../../src/backends/vhost-user/device.js';
-import { BACKEND_REQUEST, encodeHeader, REQUEST } from '../../src/backends/vhost-user/protocol.js';
+import { vhostUserFs } from '../../src/backends/vhost-user/kinds.js';
+import { BACKEND_REQUEST, encodeHeader, PROTOCOL_F, REQUEST } from '../../src/backends/vhost-user/protocol.js';
 import type { VmmError } from '../../src/errors.js';
 import { STATUS_NEEDS_RESET, VIRTIO_ID_BLOCK } from '../../src/virtio/defs.js';
 import { ExternalGuest, until } from '../support/external-guest.js';
@@ -13,6 +14,7 @@ const TIMEOUT_MS = 150;
 const QUEUES = 2;
 const openFds = () => readdirSync('/proc/self/fd').length;
 const nothing = () => {};
+const u64 = (value: bigint) => new Uint8Array(BigUint64Array.of(value).buffer);
 
 /** Answers with so many descriptors, wanted or not. */
 const withFds =
@@ -31,7 +33,20 @@ const withPayload =
   (connection: Connection, message: { request: number }): void =>
     connection.answer(message, payload);
 
-describe('a vhost-user backend that lies', () => {
+/** A disk, whose configuration space is the backend's, and a file system, whose space is the frontend's. */
+const KINDS = {
+  blk: {
+    name: 'fake-blk',
+    type: VIRTIO_ID_BLOCK,
+    queueSizes: Array<number>(QUEUES).fill(16),
+    config: CONFIG.length,
+  },
+  fs: { ...vhostUserFs('tag'), name: 'fake-fs', inOrder: true },
+};
+
+describe.each(['blk', 'fs'] as const)('a vhost-user backend of type %s that lies', (type) => {
+  const kind = KINDS[type];
+  const hasConfig = typeof kind.config === 'number';
   let folder: string;
   let path: string;
   let backend: FakeBackend;
@@ -60,11 +75,8 @@ describe('a vhost-user backend that lies', () => {
 
   async function connect(): Promise<VhostUserDevice> {
     device = await VhostUserDevice.connect({
-      name: 'fake',
-      type: VIRTIO_ID_BLOCK,
+      ...kind,
       path,
-      queueSizes: Array<number>(QUEUES).fill(16),
-      config: CONFIG.length,
       timeoutMs: TIMEOUT_MS,
       onFailure: (error) => failures.push(error),
     });
@@ -81,7 +93,7 @@ describe('a vhost-user backend that lies', () => {
 
   it('is told apart from one that does not', async () => {
     const { driver } = await boot();
-    expect(driver.get(0x100)).toBe(0x04030201);
+    expect(driver.get(0x100)).toBe(hasConfig ? 0x04030201 : 0x00676174);
     expect(driver.status & STATUS_NEEDS_RESET).toBe(0);
     expect(failures).toEqual([]);
   });
@@ -102,13 +114,7 @@ describe('a vhost-user backend that lies', () => {
     ['answers another request', { getFeatures: ({ answer }) => answer({ request: 15 }, new Uint8Array(8)) }, FAILED],
     [
       'answers twice',
-      {
-        setBackendReqFd: (c, m) => (
-          m.fds.forEach(closeSync),
-          c.answer(m, new Uint8Array(8)),
-          c.answer(m, new Uint8Array(8))
-        ),
-      },
+      { getProtocolFeatures: (c, m) => (c.answer(m, u64(PROTOCOL_F.MQ)), c.answer(m, u64(PROTOCOL_F.MQ))) },
       FAILED,
     ],
     ['answers too short', { getFeatures: withPayload(new Uint8Array(4)) }, FAILED],
@@ -116,7 +122,13 @@ describe('a vhost-user backend that lies', () => {
     ['adds descriptors', { getFeatures: withFds(3) }, FAILED],
     ['adds more descriptors than anybody takes', { getFeatures: withFds(32) }, FAILED],
     ['knows no virtio 1', { getFeatures: withPayload(new Uint8Array(8)) }, FAILED],
-    ['has too few queues', { getQueueNum: withPayload(new Uint8Array(BigUint64Array.of(1n).buffer)) }, FAILED],
+    ['has too few queues', { getQueueNum: withPayload(u64(1n)) }, FAILED],
+  ])('%s: is refused when it is connected', async (_, lies, error) => {
+    backend.lies = lies;
+    await expect(connect()).rejects.toMatchObject(error);
+  });
+
+  it.runIf(hasConfig).each<[string, Lies, object]>([
     ['has no configuration', { getConfig: withPayload(new Uint8Array(0)) }, FAILED],
     [
       'has a small configuration',
@@ -154,7 +166,7 @@ describe('a vhost-user backend that lies', () => {
     guest = new ExternalGuest(await connect());
     guest.driver.start();
     await guest.status(STATUS_NEEDS_RESET, true);
-    expect(failures[0]).toMatchObject({ message: expect.stringContaining('fake') as string });
+    expect(failures[0]).toMatchObject({ message: expect.stringContaining(kind.name) as string });
     expect(guest.configChanges).toBeGreaterThan(0);
     backend.lies = {};
     await guest.status(STATUS_NEEDS_RESET, false);
@@ -227,7 +239,17 @@ describe('a vhost-user backend that lies', () => {
     expect(guest.driver.status & STATUS_NEEDS_RESET).toBe(0);
   });
 
-  it('has another configuration later: the driver is told', async () => {
+  it.runIf(!hasConfig)('has a configuration of its own: nobody asks for it', async () => {
+    const guest = await boot();
+    backend.channel!.send(encodeHeader({ request: BACKEND_REQUEST.configChange.id, flags: 0, payloadBytes: 0 }), []);
+    guest.mmio.write(0x100, 4, 0xffff_ffff);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    expect(guest.driver.get(0x100)).toBe(0x00676174);
+    expect(backend.seen).not.toContain('getConfig');
+    expect(backend.seen).not.toContain('setConfig');
+  });
+
+  it.runIf(hasConfig)('has another configuration later: the driver is told', async () => {
     const guest = await boot();
     const other = CONFIG.map((byte) => byte + 1);
     backend.lies = { getConfig: withPayload(REQUEST.getConfig.query.encode({ offset: 0, bytes: other })) };

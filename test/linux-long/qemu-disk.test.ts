@@ -11,6 +11,7 @@ import { runNested } from '../support/nested.js';
 const MIB = 2 ** 20;
 const FILE_BYTES = 3 * MIB + 17;
 const GROWN_BYTES = 192 * MIB;
+const GROWN_ROOT_BYTES = 64 * MIB;
 
 /** Reads the backing file's data, and writes before and after each thing that is done to the disk meanwhile. */
 const SCRIPT = `
@@ -36,9 +37,22 @@ umount /mnt
 const ROOT_INIT = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
+exec </dev/console >/dev/console 2>&1
 mount -t proc proc /proc
+mount -t sysfs sys /sys
 grep ' / ' /proc/mounts | tail -n 1
-echo 'written by the guest' >/written
+cd / && sha256sum -c SUM >/dev/null && echo 'backing file: read'
+write() { dd if=/dev/urandom of=/$1 bs=1M count=4 2>/dev/null; sync; sha256sum /$1 >>/LIST; }
+pause() { sync; echo "now: $1"; read line; }
+write before
+pause snapshot
+write after-snapshot
+pause resize
+for i in $(seq 50); do [ $(cat /sys/block/vda/size) = ${GROWN_ROOT_BYTES / 512} ] && break; sleep 0.1; done
+echo "sectors: $(cat /sys/block/vda/size)"
+write after-resize
+echo 3 >/proc/sys/vm/drop_caches
+sha256sum -c /LIST && echo 'all files: read'
 mount -o remount,ro /
 poweroff -f
 `;
@@ -58,10 +72,12 @@ describe('a disk of QEMU under a guest', () => {
     const { path } = scratch;
     await mkdir(image('data'));
     await writeFile(image('data/file'), randomBytes(FILE_BYTES));
-    for (const name of ['bin', 'proc', 'sbin', 'dev']) await mkdir(join(path, 'root', name), { recursive: true });
+    for (const name of ['bin', 'proc', 'sbin', 'sys', 'dev'])
+      await mkdir(join(path, 'root', name), { recursive: true });
     await copyFile(await findBusybox(), image('root/bin/busybox'));
     await writeFile(image('root/sbin/init'), ROOT_INIT, { mode: 0o755 });
-    await nested(`cd ${path}/data && sha256sum file >SUM`);
+    await writeFile(image('root/file'), randomBytes(FILE_BYTES));
+    for (const name of ['data', 'root']) await nested(`cd ${path}/${name} && sha256sum file >SUM`);
     for (const [name, size] of [
       ['data', '128M'],
       ['root', '32M'],
@@ -116,7 +132,16 @@ describe('a disk of QEMU under a guest', () => {
         'exec switch_root /mnt /sbin/init',
       ],
     });
-    plans.push({ name: 'root', options: { ...onDisk, drives: [{ path: image('root.qcow2'), backend: 'qemu' }] } });
+    plans.push({
+      name: 'root',
+      options: { ...onDisk, drives: [{ path: image('root.qcow2'), backend: 'qemu' }] },
+      steps: [
+        { when: 'now: snapshot', act: 'drive', drive: 0, method: 'snapshot', args: [{ path: image('root-2.qcow2') }] },
+        { when: 'now: snapshot', act: 'type', text: 'on\n' },
+        { when: 'now: resize', act: 'drive', drive: 0, method: 'resize', args: [GROWN_ROOT_BYTES] },
+        { when: 'now: resize', act: 'type', text: 'on\n' },
+      ],
+    });
     guests = await bootGuests(plans);
   });
 
@@ -166,12 +191,27 @@ describe('a disk of QEMU under a guest', () => {
     });
   });
 
-  it('may hold the root', async () => {
+  it('may hold the root, which is read, frozen and grown while the guest runs on it', async () => {
     const { exit, error, output } = guests['root'];
     expect({ exit, error }, output).toEqual({ exit: { reason: 'shutdown' }, error: undefined });
-    expect(output).toContain('/dev/vda / ext4 rw');
-    await nested(`qemu-img convert -O raw ${image('root.qcow2')} ${image('flat.raw')}`);
-    expect(await nested(`debugfs -R 'cat written' ${image('flat.raw')} 2>/dev/null`)).toBe('written by the guest\n');
+    const said = ['/dev/vda / ext4 rw', 'backing file: read', `sectors: ${GROWN_ROOT_BYTES / 512}`, 'all files: read'];
+    for (const line of said) expect(output).toContain(line);
+    const [first, second] = [image('root.qcow2'), image('root-2.qcow2')];
+    expect(await nested(`qemu-img check ${first}; qemu-img check ${second}`)).toMatch(/No errors.*No errors/s);
+    await nested(`qemu-img convert -O raw ${second} ${image('flat.raw')}`);
+    expect(await nested(`e2fsck -fn ${image('flat.raw')} 2>&1`)).toMatch(/flat\.raw: \d+\/\d+ files/);
+    const list = await nested(`debugfs -R 'cat LIST' ${image('flat.raw')} 2>/dev/null`);
+    for (const line of list.trim().split('\n')) {
+      const [sum, file] = line.split(/\s+/);
+      expect(await nested(`debugfs -R 'cat ${file}' ${image('flat.raw')} 2>/dev/null | sha256sum`)).toBe(`${sum}  -\n`);
+    }
+    expect(list.trim().split('\n')).toHaveLength(3);
+    await nested(`qemu-img convert -O raw ${first} ${image('flat.raw')}`);
+    await nested(`e2fsck -fp ${image('flat.raw')} >/dev/null || [ $? = 1 ]`);
+    const frozen = await nested(`debugfs -R 'ls -p' ${image('flat.raw')} 2>/dev/null`);
+    expect(frozen).toContain('/before/');
+    expect(frozen).not.toContain('/after-snapshot/');
+    await nested(`rm ${image('flat.raw')}`);
   });
 
   it('leaves backing files as they were, and no process behind', async () => {

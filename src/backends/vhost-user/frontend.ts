@@ -287,8 +287,9 @@ export class VhostUserFrontend {
   }
 
   async #openBackendChannel(): Promise<void> {
-    const [ours, theirs] = native(() => addon().socketPair());
-    const socket = native(() => new (addon().UnixSocket)('adopt', ours));
+    const [socket, theirs] = native(() => addon().socketPair()).map((fd) =>
+      native(() => new (addon().UnixSocket)('adopt', fd)),
+    );
     this.#backendChannel = new MessageSocket(
       socket,
       ({ request, flags, fds }) => {
@@ -304,9 +305,9 @@ export class VhostUserFrontend {
       () => {},
     );
     try {
-      await this.#requester.tell(REQUEST.setBackendReqFd, undefined, [theirs]);
+      await this.#requester.tell(REQUEST.setBackendReqFd, undefined, [theirs.fd()]);
     } finally {
-      closeSync(theirs);
+      theirs.close();
     }
   }
 
