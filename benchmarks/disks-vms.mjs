@@ -58,11 +58,14 @@ async function startGuests(backends) {
   const ends = [];
   if (ours.length > 0) {
     const disks = { typescript: 'local', daemon: 'qemu' };
-    const drives = ours.map((backend) => ({ path: imageOf(backend), backend: disks[backend] }));
-    const vm = await MicroVM.create({ accel: 'kvm', kernel, initrd, cmdline, drives });
+    const virtio = ours.filter((backend) => backend in disks);
+    const drives = virtio.map((backend) => ({ path: imageOf(backend), backend: disks[backend] }));
+    const devices = ours.filter((backend) => backend === 'nvme').map(nvmeOn);
+    const vm = await MicroVM.create({ accel: 'kvm', kernel, initrd, cmdline, drives, devices });
     const guest = new Guest(vm.console, vm.console);
     await vm.start();
-    ours.forEach((backend, index) => (guests[backend] = { guest, device: `/dev/vd${'abc'[index]}` }));
+    virtio.forEach((backend, index) => (guests[backend] = { guest, device: `/dev/vd${'abc'[index]}` }));
+    if (devices.length > 0) guests['nvme'] = { guest, device: '/dev/nvme0n1' };
     ends.push(async () => {
       guest.end();
       await vm.exited;
@@ -85,6 +88,15 @@ async function startGuests(backends) {
   }
   for (const guest of new Set(Object.values(guests).map(({ guest }) => guest))) await guest.next();
   return { guests, end: () => Promise.all(ends.map((end) => end())) };
+}
+
+/** An NVMe controller in a QEMU process. */
+function nvmeOn(backend) {
+  const file = { driver: 'file', filename: imageOf(backend) };
+  return {
+    ...{ type: 'qemu-pci', device: 'nvme', props: { serial: backend, drive: 'disk' } },
+    blockdevs: [{ driver: 'raw', 'node-name': 'disk', file }],
+  };
 }
 
 function imageOf(backend) {

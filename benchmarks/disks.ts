@@ -1,6 +1,6 @@
 /**
  * What a request to a disk costs by what stands behind it: our own virtio-blk in TypeScript, qemu-storage-daemon over
- * vhost-user, and, in a machine of its own, QEMU's virtio-blk with an I/O thread. The guests run Debian's kernel and the
+ * vhost-user, an NVMe controller in a remote QEMU, and, in a machine of its own, QEMU's virtio-blk with an I/O thread. The guests run Debian's kernel and the
  * load of guest/disk-load.c on images of the same size in the page cache of the host, and take turns.
  *
  * Runs in the nested host where this machine's KVM cannot boot Linux. Figures are medians over rounds; the ratio is over
@@ -25,7 +25,7 @@ import { chooseAccelerator } from '../src/machine/accelerator.js';
 import { buildGuestProgram } from './native.js';
 import { median } from './statistics.js';
 
-const BACKENDS = { typescript: 'TypeScript', daemon: 'storage daemon', qemu: "QEMU's own" };
+const BACKENDS = { typescript: 'TypeScript', daemon: 'storage daemon', nvme: 'remote NVMe', qemu: "QEMU's own" };
 type Backend = keyof typeof BACKENDS;
 /** Arguments of disk-load between the device and the duration. */
 const LOADS = {
@@ -92,7 +92,7 @@ async function makeExt4(host: NestedHost, busyboxPath: string, folder: string): 
   const script = `
     cd ${folder}
     for name in ${modules.map(({ name }) => name).join(' ')}; do ${busyboxPath} insmod $name.ko; done
-    truncate -s 320M ext4.img && mke2fs -q -F -t ext4 ext4.img && mkdir images && mount -o loop ext4.img images`;
+    truncate -s 400M ext4.img && mke2fs -q -F -t ext4 ext4.img && mkdir images && mount -o loop ext4.img images`;
   const { exitCode, stderr } = await host.run(['sh', '-c', script], { timeoutMs: 120_000 });
   if (exitCode !== 0) throw new Error(`the nested host gets no ext4: ${stderr}`);
 }
@@ -119,7 +119,13 @@ try {
   const command = ['sh', '-c', script];
   await writeFile(
     initrd,
-    await buildInitramfs({ busyboxPath, modulesDir: kernel.modulesDir, modules: setup.modules, files, command }),
+    await buildInitramfs({
+      busyboxPath,
+      modulesDir: kernel.modulesDir,
+      modules: [...setup.modules, 'nvme'],
+      files,
+      command,
+    }),
   );
   const images = join(folder, 'images');
   const plan = {
