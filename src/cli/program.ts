@@ -10,7 +10,7 @@ import { run, type RunOptions } from './run.js';
 import { serve } from './serve-device.js';
 
 const DEVICES_HELP = `
-Devices (--drive, --net, --share, --device, --rng, --balloon, --vsock, --console virtio) need KVM. The initramfs that vmexit makes loads
+Devices (--drive, --net, --share, --device, --rng, --balloon, --vsock, --console virtio): some need KVM. The initramfs that vmexit makes loads
 their drivers and gets every network card its address by DHCP; a kernel given by --kernel must have the drivers built in.
 The first disk is /dev/vda in the guest, to be mounted by COMMAND:
   vmexit run --drive disk.img -- sh -c 'mount /dev/vda /mnt && ls /mnt'

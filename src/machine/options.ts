@@ -300,6 +300,8 @@ const schema = z.strictObject({
   virtioTransport: z.enum(['pci', 'mmio']).default('pci'),
 });
 
+export const OPTION_NAMES: readonly string[] = Object.keys(schema.shape);
+
 /** What a `MicroVM` is made from. */
 export interface MicroVMOptions {
   /** The guest's instruction set. Default `x86_64`, this host's; every other is emulated (TCG). */
@@ -333,13 +335,13 @@ export interface MicroVMOptions {
   console?: 'serial' | 'virtio' | undefined;
   /** Further ports of a virtio console, by name such as `org.example.agent`: see `MicroVM.port`. Under KVM. */
   consolePorts?: readonly string[] | undefined;
-  /** Disks, in order. Under KVM. */
+  /** Disks, in order. */
   drives?: readonly DriveOptions[] | undefined;
-  /** Network cards, in order. Under KVM. */
+  /** Network cards, in order. */
   net?: readonly NetOptions[] | undefined;
   /** Directories of the host that the guest can mount. Under KVM. */
   shares?: readonly ShareOptions[] | undefined;
-  /** A virtio entropy device. Default false. Under KVM. */
+  /** A virtio entropy device. Default false. */
   rng?: boolean | undefined;
   /** A memory balloon, which gives memory that the guest does not use back to the host. Default false. Under KVM. */
   balloon?: boolean | undefined;

@@ -7,6 +7,7 @@ import type { QmpShutdownCause } from '../backends/qemu/qmp.js';
 import { allHalted, parseBytes, parseCodeBits, parseRegisters } from '../backends/qemu/registers.js';
 import type { GuestArch } from '../guest/arch.js';
 import { isForeignKernel } from './foreign.js';
+import { deviceArguments } from './qemu-devices.js';
 import type { CrashReport, MachineConfig, MachineExit } from './machine.js';
 
 /**
@@ -63,7 +64,10 @@ export class QemuGuest {
       await QemuProcess.start({
         program: programOf(config),
         chardevs: ['serial0', 'debug', ...(config.testdev ? [TEST_OUTPUT] : [])],
-        args: qemuArguments(config, foreign ? config.kernelArguments : config.cmdline),
+        args: [
+          ...qemuArguments(config, foreign ? config.kernelArguments : config.cmdline),
+          ...(await deviceArguments(config)),
+        ],
         ...options,
       }),
     );
@@ -207,7 +211,8 @@ function qemuArguments(config: MachineConfig, cmdline: string): string[] {
     ...['-m', `size=${Math.ceil(config.memoryBytes / 2 ** 10)}k`],
     ...['-kernel', config.kernelPath, '-append', cmdline],
     ...(config.initrdPath === undefined ? [] : ['-initrd', config.initrdPath]),
-    ...['-serial', 'chardev:serial0'],
+    // A virtio console has the character device instead.
+    ...(config.console === 'serial' ? ['-serial', 'chardev:serial0'] : []),
     ...(config.arch === 'x86_64' ? pcArguments(config) : virtArguments(config)),
     // The guest's end stops it, so that it can be looked at; `quit` then ends the process.
     ...['-action', 'reboot=shutdown,shutdown=pause,panic=shutdown'],

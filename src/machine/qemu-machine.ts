@@ -5,6 +5,7 @@ import { noBalloon, type Balloon } from './balloon.js';
 import { ConsoleStream } from './console-stream.js';
 import type { Machine, MachineConfig, MachineEvents, MachineExit, MachineState, MachineStats } from './machine.js';
 import { QemuGuest } from './qemu-guest.js';
+import { checkSupported, lockImages } from './qemu-devices.js';
 import { checkImages } from './qemu-images.js';
 
 /** Console output that may wait for a slow reader before QEMU, and so the guest's serial port, has to. */
@@ -19,14 +20,16 @@ export class QemuMachine implements Machine {
   readonly exited: Promise<MachineExit>;
   readonly events = new EventEmitter<MachineEvents>();
   readonly #config: MachineConfig;
+  readonly #images: AsyncDisposable;
   #guest: QemuGuest;
   #outputs!: QemuGuest['outputs'];
   #waitingBytes = 0;
   #state: MachineState = 'created';
   #settle!: { resolve: (exit: MachineExit) => void; reject: (error: unknown) => void };
 
-  private constructor(config: MachineConfig, guest: QemuGuest) {
+  private constructor(config: MachineConfig, guest: QemuGuest, images: AsyncDisposable) {
     this.#config = config;
+    this.#images = images;
     this.#guest = guest;
     this.console = new ConsoleStream({
       write: (bytes, taken) => this.#outputs[0].write(bytes, taken),
@@ -47,13 +50,19 @@ export class QemuMachine implements Machine {
    *
    * The process is bound to the thread that calls this, and ends with it; see `QemuProcess.start`.
    *
-   * @throws VmmError code "ACCEL_UNAVAILABLE" for virtio devices, which this machine does not have. "BAD_KERNEL", "BAD_INITRD", "BAD_CMDLINE", "OUT_OF_GUEST_MEMORY"; "QEMU_UNAVAILABLE" naming
+   * @throws VmmError code "ACCEL_UNAVAILABLE" for what this machine does not have. "BAD_KERNEL", "BAD_INITRD", "BAD_CMDLINE", "OUT_OF_GUEST_MEMORY"; "QEMU_UNAVAILABLE" naming
    *   what to install, "QEMU_FAILED" with what QEMU said, or "ABORTED".
    */
   static async create(config: MachineConfig, options: { signal?: AbortSignal } = {}): Promise<QemuMachine> {
-    refuseDevices(config);
+    checkSupported(config);
     await checkImages(config);
-    return new QemuMachine(config, await QemuGuest.create(config, options));
+    const images = await lockImages(config.drives);
+    try {
+      return new QemuMachine(config, await QemuGuest.create(config, options), images);
+    } catch (error) {
+      await images[Symbol.asyncDispose]();
+      throw error;
+    }
   }
 
   get state(): MachineState {
@@ -124,7 +133,7 @@ export class QemuMachine implements Machine {
   }
 
   resizeConsole(): Promise<never> {
-    return Promise.reject(new VmmError('ACCEL_UNAVAILABLE', 'a console with a size is a virtio one, which needs KVM'));
+    return Promise.reject(new VmmError('ACCEL_UNAVAILABLE', 'QEMU tells a console no size: this needs KVM'));
   }
 
   readonly balloon: Balloon = {
@@ -149,6 +158,7 @@ export class QemuMachine implements Machine {
     const ended = this.#end();
     this.#state = 'closed';
     await ended;
+    await this.#images[Symbol.asyncDispose]();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -204,40 +214,3 @@ export class QemuMachine implements Machine {
 
 const closed = (operation: string) =>
   new VmmError('CLOSED', `${operation}() on a machine that was closed: create another`, { operation });
-
-/** What is not there yet is refused, not ignored. */
-function refuseDevices({
-  arch,
-  testdev,
-  drives,
-  net,
-  shares,
-  rng,
-  balloon,
-  vsock,
-  console,
-  consolePorts,
-  cpuTemplate,
-  vhostUser,
-  devices,
-}: MachineConfig): void {
-  const asked = [
-    drives.length > 0 && 'drives',
-    net.length > 0 && 'net',
-    shares.length > 0 && 'shares',
-    rng && 'rng',
-    vsock && 'vsock',
-    console === 'virtio' && 'console: "virtio"',
-    consolePorts.length > 0 && 'consolePorts',
-    cpuTemplate !== 'host' && `cpuTemplate: "${cpuTemplate}"`,
-    balloon && 'balloon',
-    vhostUser.length > 0 && 'vhostUser',
-    devices.length > 0 && 'devices',
-    arch !== 'x86_64' && testdev && 'testdev',
-  ].filter(Boolean);
-  if (asked.length === 0) return;
-  throw new VmmError(
-    'ACCEL_UNAVAILABLE',
-    `${asked.join(', ')}: this needs KVM; a guest emulated by QEMU (TCG) has a serial console and no other devices yet`,
-  );
-}

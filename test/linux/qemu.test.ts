@@ -5,12 +5,15 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { execa } from 'execa';
+import { guestSetup } from '../../src/cli/guest-setup.js';
 import { findBusybox } from '../../src/guest/busybox.js';
 import { ensureInstalled, QEMU_X86 } from '../../src/guest/debian.js';
 import { buildInitramfs } from '../../src/guest/initramfs.js';
 import { findKernel } from '../../src/guest/kernel.js';
 import type { MachineConfig } from '../../src/machine/machine.js';
 import { MicroVM } from '../../src/machine/microvm.js';
+import type { MicroVMOptions } from '../../src/machine/options.js';
 import { QemuMachine } from '../../src/machine/qemu-machine.js';
 
 /** Longer than any step of a guest here, on a busy host. */
@@ -309,6 +312,47 @@ describe('a machine under TCG', () => {
 });
 
 describe('MicroVM under TCG', () => {
+  it('has disks, a network, entropy and a virtio console, and its images are locked meanwhile', async () => {
+    await ensureInstalled([{ programs: ['qemu-img'], package: 'qemu-utils' }]);
+    const content = randomBytes(8 * 2 ** 20);
+    const raw = join(directory, 'disk,with,commas.img');
+    const qcow2 = join(directory, 'disk.qcow2');
+    await writeFile(raw, content);
+    await execa('qemu-img', ['create', '-q', '-f', 'qcow2', qcow2, '8M']);
+    const devices = { console: 'virtio', drives: 2, nets: 1, rng: true, transport: 'pci' } as const;
+    const { modules, files, setup } = guestSetup(devices);
+    const script = `sha256sum /dev/vda; cat /sys/block/vda/serial; echo; dd if=/dev/vda of=/dev/vdb bs=1M 2>/dev/null
+      sync; echo 3 >/proc/sys/vm/drop_caches; sha256sum /dev/vdb; cat /sys/class/net/eth0/address; ip -4 -o addr show eth0; cat /sys/class/misc/hw_random/rng_current; tty; exit 6`;
+    const initrd = join(directory, 'devices.cpio');
+    const init = { busyboxPath: await findBusybox(), modulesDir, command: ['sh', '-c', script] };
+    await writeFile(initrd, await buildInitramfs({ ...init, modules, files, setup }));
+    const options: MicroVMOptions = {
+      kernel: config.kernelPath,
+      initrd,
+      cmdline: 'quiet',
+      accel: 'tcg',
+      console: 'virtio',
+      drives: [
+        { path: raw, readOnly: true, serial: 'A1' },
+        { path: qcow2, backend: 'qemu' },
+      ],
+      net: [{ type: 'user', mac: '52:54:00:12:34:56' }],
+      rng: true,
+    };
+    await using vm = await MicroVM.create(options);
+    const locked = { ...options, drives: [{ path: raw }] };
+    await expect(MicroVM.create(locked)).rejects.toMatchObject({ code: 'BUSY' });
+    let text = '';
+    vm.console.on('data', (bytes: Buffer) => (text += bytes.toString('latin1')));
+    await vm.start();
+    expect(await vm.exited).toEqual({ reason: 'shutdown', debugExit: 6 });
+    const sum = createHash('sha256').update(content).digest('hex');
+    expect(text).toContain(`${sum}  /dev/vda\nA1\n${sum}  /dev/vdb\n`);
+    expect(text).toContain('52:54:00:12:34:56\n');
+    expect(text).toMatch(/eth0 {4}inet \d/);
+    expect(text).toMatch(/virtio_rng\S*\n\/dev\/hvc0\n$/);
+  });
+
   it('runs the same options in QEMU and says why', async () => {
     await using vm = await MicroVM.create({
       kernel: config.kernelPath,

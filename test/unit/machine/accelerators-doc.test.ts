@@ -1,0 +1,70 @@
+import { readFileSync } from 'node:fs';
+import { describe, expect, it } from 'vitest';
+import { OPTION_NAMES, parseOptions, type MicroVMOptions } from '../../../src/machine/options.js';
+import { checkSupported, REFUSED_UNDER_TCG } from '../../../src/machine/qemu-devices.js';
+
+const doc = readFileSync(new URL('../../../docs/accelerators.md', import.meta.url), 'utf8');
+
+/** The table's rows, by the option's name. */
+const rows = new Map(
+  [...doc.matchAll(/^\| `(\w+)` +\| ([^|]*?) +\| ([^|]*?) +\|$/gm)].map(([, option, kvm, tcg]) => [
+    option,
+    { kvm, tcg },
+  ]),
+);
+
+/** What the code says of an option under TCG. */
+function underTcg(option: string): string {
+  const refusals = REFUSED_UNDER_TCG.filter((refusal) => refusal.option === option);
+  if (refusals.length === 0) return 'yes';
+  if (refusals.some(({ what }) => what === undefined)) return 'no';
+  return `yes, without ${refusals.map(({ what }) => what).join(', ')}`;
+}
+
+describe('docs/accelerators.md', () => {
+  it('says of every option what each machine makes of it', () => {
+    expect([...rows.keys()].sort()).toEqual([...OPTION_NAMES].sort());
+    for (const [option, { tcg }] of rows) expect(`${option}: ${tcg}`).toBe(`${option}: ${underTcg(option)}`);
+  });
+
+  it.each<[keyof MicroVMOptions, Partial<MicroVMOptions>]>([
+    ['cpuTemplate', { cpuTemplate: 'baseline' }],
+    ['consolePorts', { consolePorts: ['a'] }],
+    ['drives', { drives: [{ path: 'd', rateLimit: { opsPerSecond: 1 } }] }],
+    ['net', { net: [{ type: 'user', rateLimit: { opsPerSecond: 1 } }] }],
+    ['net', { net: [{ type: 'port' }] }],
+    ['net', { net: [{ type: 'tap', fd: 7 }] }],
+    ['shares', { shares: [{ dir: '/', tag: 't' }] }],
+    ['balloon', { balloon: true }],
+    ['testdev', { testdev: true, arch: 'aarch64' }],
+    ['vsock', { vsock: { cid: 3 } }],
+    ['devices', { devices: [{ module: 'm', virtio: true }] }],
+    ['virtioTransport', { virtioTransport: 'mmio', rng: true }],
+  ])('is right that %s is refused where it says so', (option, options) => {
+    const { config } = parseOptions({ kernel: 'k', ...options });
+    expect(() => checkSupported(config)).toThrow(
+      expect.objectContaining({ code: 'ACCEL_UNAVAILABLE', message: expect.stringMatching(`^${option}`) as string }),
+    );
+  });
+
+  it.each<Partial<MicroVMOptions>>([
+    {},
+    { arch: 'aarch64', cpus: 4, rng: true },
+    {
+      drives: [
+        { path: 'd', serial: 's' },
+        { path: 'q.qcow2', backend: 'qemu' },
+      ],
+      console: 'virtio',
+    },
+    {
+      net: [
+        { type: 'user', forwards: ['8080:80'], mtu: 1500 },
+        { type: 'tap', name: 'tap0' },
+      ],
+      testdev: true,
+    },
+  ])('is right that %j is not', (options) => {
+    expect(() => checkSupported(parseOptions({ kernel: 'k', ...options }).config)).not.toThrow();
+  });
+});
