@@ -242,7 +242,7 @@ function timelines({ timelines }: BenchmarkReport): Spec[] {
           height: 140,
           mark: { type: 'bar', width: 4 },
           encoding: {
-            x: { field: 'seconds', type: 'quantitative', title: 'time since the start (s)' },
+            x: { field: 'seconds', type: 'quantitative', title: 'time since the start (s)', scale: { domainMin: 0 } },
             y: { field: 'count', type: 'quantitative', title: 'in each interval', stack: 'zero' },
             color: color(kinds, true, 'kind'),
           },
