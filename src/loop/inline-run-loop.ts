@@ -72,6 +72,10 @@ export class InlineRunLoop implements RunLoop {
     return Promise.resolve();
   }
 
+  get isPaused(): boolean {
+    return this.#whilePaused !== undefined && !this.#stopping;
+  }
+
   resume(): void {
     this.#whilePaused?.end();
     this.#whilePaused = undefined;

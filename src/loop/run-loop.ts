@@ -18,8 +18,10 @@ export interface RunLoop extends Disposable {
   run(): Promise<FatalExit | undefined>;
   /** Ends {@link run}, before any vCPU enters the guest again; also from inside a device's handler. */
   stop(): void;
-  /** @returns When no vCPU is in the guest. */
+  /** @returns When no vCPU is in the guest, or when {@link resume} or the end came first. */
   pause(): Promise<void>;
+  /** Whether no vCPU is in the guest, or will be before {@link resume}; false after the end. */
+  readonly isPaused: boolean;
   resume(): void;
   /** Exits that reached this thread, by KVM's exit reason in lower case. */
   exits(): Record<string, number>;

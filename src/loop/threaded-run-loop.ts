@@ -41,15 +41,22 @@ export class ThreadedRunLoop implements RunLoop {
 
   async pause(): Promise<void> {
     this.#paused = true;
+    // After the end the threads stay where they are, and before run() there are none to wait for.
+    if (this.#stopping) return;
     this.#group.pause();
-    // Before run() there are no threads to wait for, and after its end they stay where they are.
-    if (!this.#settle || this.#stopping || this.#group.allParked()) return;
+    if (!this.#settle || this.#group.allParked()) return;
     await new Promise<void>((resolve) => this.#parked.push(resolve));
+  }
+
+  get isPaused(): boolean {
+    return this.#paused && !this.#stopping && this.#group.allParked();
   }
 
   resume(): void {
     this.#paused = false;
     if (!this.#stopping) this.#group.resume();
+    // Who still waits for the pause would wait for ever.
+    this.#tellParked();
   }
 
   exits(): Record<string, number> {

@@ -103,6 +103,7 @@ class WorkerMachine implements WorkerMethods {
   #ended = false;
   #haltCheck: NodeJS.Timeout | undefined;
   #accessesAtHaltCheck = 0;
+  #checkingForHalt = false;
   #droppedBefore = 0;
 
   readonly #userDevices: readonly UserDevice[];
@@ -252,10 +253,14 @@ class WorkerMachine implements WorkerMethods {
     const { io = 0, mmio = 0 } = this.#board.loop.exits();
     const idle = io + mmio === this.#accessesAtHaltCheck;
     this.#accessesAtHaltCheck = io + mmio;
-    if (!idle || this.#paused) return;
+    // On a busy host vCPUs can take longer to park than until the next check.
+    if (!idle || this.#paused || this.#checkingForHalt) return;
+    this.#checkingForHalt = true;
     const { loop, vcpus } = this.#board;
     await loop.pause();
-    const halted = !this.#ended && vcpus.every(isHaltedForGood);
+    this.#checkingForHalt = false;
+    // Meanwhile the guest may have ended, or its user have paused and resumed it: then its vCPUs cannot be looked at.
+    const halted = loop.isPaused && vcpus.every(isHaltedForGood);
     if (halted) this.#exit ??= { reason: 'halt' };
     if (halted) loop.stop();
     else if (!this.#paused) loop.resume();
