@@ -86,6 +86,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("VcpuGroup", VcpuGroupObject::Define(env));
   exports.Set("fallocate", Napi::Function::New(env, Fallocate, "fallocate"));
   exports.Set("readvNow", Napi::Function::New(env, ReadvNow, "readvNow"));
+  exports.Set("closeFd", Napi::Function::New(env, CloseFd, "closeFd"));
   exports.Set("flock", Napi::Function::New(env, Flock, "flock"));
   exports.Set("openAt", Napi::Function::New(env, OpenAt, "openAt"));
   exports.Set("closeInode", Napi::Function::New(env, CloseInode, "closeInode"));

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include <climits>
 
@@ -35,6 +36,14 @@ Napi::Value ReadvNow(const Napi::CallbackInfo& info) {
     ssize_t bytes = preadv2(fd, iov, static_cast<int>(count), position, RWF_NOWAIT);
     if (bytes < 0) bytes = errno == EOPNOTSUPP ? -2 : -1;
     return Napi::Number::New(info.Env(), static_cast<double>(bytes));
+  });
+}
+
+Napi::Value CloseFd(const Napi::CallbackInfo& info) {
+  return Guarded(info.Env(), [&] {
+    // Closed also where an error is reported, which only says that what was written before may be lost.
+    close(static_cast<int>(IntegerArgument(info, 0, INT32_MAX)));
+    return info.Env().Undefined();
   });
 }
 

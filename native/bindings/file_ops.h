@@ -11,6 +11,9 @@ Napi::Value Fallocate(const Napi::CallbackInfo& info);
 // readvNow(fd, Uint8Array[], position) -> bytes that were read without waiting for the device, -1 where that is none,
 // -2 where the file cannot be read so: preadv2(2) with RWF_NOWAIT on this thread. Failures are none, too.
 Napi::Value ReadvNow(const Napi::CallbackInfo& info);
+// closeFd(fd): close(2), for fds that came by a socket: a worker thread's fs.closeSync warns of those it has not
+// opened.
+Napi::Value CloseFd(const Napi::CallbackInfo& info);
 // flock(fd, operation): flock(2). With LOCK_NB, or it blocks this thread.
 Napi::Value Flock(const Napi::CallbackInfo& info);
 

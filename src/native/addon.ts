@@ -35,6 +35,8 @@ export interface Addon {
    * where the file cannot be read so.
    */
   readvNow(fd: number, buffers: readonly Uint8Array[], positionBytes: number): number;
+  /** close(2), for fds that came by a socket: `fs.closeSync` in a worker warns of fds that it has not opened. */
+  closeFd(fd: number): void;
   /** flock(2). With LOCK_NB, or it blocks this thread. */
   flock(fd: number, operation: number): void;
   // Calls on inodes, on libuv's thread pool; the caller keeps the fds open meanwhile. An fd may be one of O_PATH, also of a

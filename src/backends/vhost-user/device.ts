@@ -1,9 +1,10 @@
-import { closeSync, writeSync } from 'node:fs';
+import { writeSync } from 'node:fs';
 import { SavedState } from '../../bus/saved-state.js';
 import type { AccessSize } from '../../bus/device.js';
 import { VmmError } from '../../errors.js';
 import { usedRingBytes, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1 } from '../../virtio/defs.js';
 import { readConfigBytes, type ExternalQueue, type VirtioContext, type VirtioDevice } from '../../virtio/device.js';
+import { closeFds } from './message-socket.js';
 import { usedIndex, VhostUserFrontend, type Inflight, type RunningQueue } from './frontend.js';
 
 const DEFAULT_TIMEOUT_MS = 5_000;
@@ -147,7 +148,7 @@ export class VhostUserDevice implements VirtioDevice {
     this.#bases = [];
     if (!active) return;
     return this.quiesce().then(() => {
-      if (active.inflight) closeSync(active.inflight.fd);
+      if (active.inflight) closeFds([active.inflight.fd]);
       this.#active = undefined;
       this.#bases = [];
     });

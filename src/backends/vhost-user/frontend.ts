@@ -1,4 +1,3 @@
-import { closeSync } from 'node:fs';
 import { VmmError } from '../../errors.js';
 import type { GuestMemory } from '../../memory/guest-memory.js';
 import { addon, native, type NativeEventFd, type NativeUnixSocket } from '../../native/addon.js';
@@ -130,7 +129,7 @@ export class VhostUserFrontend {
     try {
       await Promise.all(queues.map((running, index) => this.#startQueue(index, running)));
     } catch (error) {
-      if (own && own !== inflight) closeSync(own.fd);
+      if (own && own !== inflight) closeFds([own.fd]);
       throw error;
     }
     return own;
@@ -248,7 +247,7 @@ export class VhostUserFrontend {
       await this.#requester.tell(REQUEST.setInflightFd, area, [area.fd]);
       return area;
     } catch (error) {
-      if (area !== inflight) closeSync(area.fd);
+      if (area !== inflight) closeFds([area.fd]);
       throw error;
     }
   }

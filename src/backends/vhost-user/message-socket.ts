@@ -1,6 +1,5 @@
-import { closeSync } from 'node:fs';
 import { VmmError } from '../../errors.js';
-import { native, type NativeUnixSocket } from '../../native/addon.js';
+import { addon, native, type NativeUnixSocket } from '../../native/addon.js';
 import { decodeHeader, encodeHeader, HEADER_BYTES, MAX_CONFIG_BYTES, type Header } from './protocol.js';
 
 /** No message is longer: a peer that announces more is broken, or after our memory. */
@@ -112,8 +111,9 @@ export class MessageSocket {
   }
 }
 
+/** Closes descriptors that came by the socket. */
 export function closeFds(fds: readonly number[]): void {
-  for (const fd of fds) closeSync(fd);
+  for (const fd of fds) addon().closeFd(fd);
 }
 
 const broken = (what: string) => new VmmError('BACKEND_FAILED', what);

@@ -1,9 +1,10 @@
-import { closeSync, readlinkSync } from 'node:fs';
+import { readlinkSync } from 'node:fs';
 import { VmmError } from '../../errors.js';
 import type { GuestMemory } from '../../memory/guest-memory.js';
 import { addon, native, type NativeEventFd } from '../../native/addon.js';
 import { VirtQueue, type QueueFault } from '../../virtio/queue/queue.js';
 import { QueueSetup } from '../../virtio/queue/state.js';
+import { closeFds } from './message-socket.js';
 import type { VringAddress } from './protocol.js';
 
 /** One ring as a frontend has set it up, at the backend's end. */
@@ -107,7 +108,7 @@ export class Vring implements Disposable {
 /** @param fd Taken over. Any other file than an eventfd could block this thread, or make it spin. */
 function adopt(fd: number): NativeEventFd {
   if (readlinkSync(`/proc/self/fd/${fd}`) !== 'anon_inode:[eventfd]') {
-    closeSync(fd);
+    closeFds([fd]);
     throw broken('a descriptor is no eventfd');
   }
   return native(() => new (addon().EventFd)(fd));
