@@ -4,6 +4,7 @@
 #include <napi.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <type_traits>
 #include <utility>
@@ -25,10 +26,13 @@ template <typename Call>
 class FileCall final : public Napi::AsyncWorker {
  public:
   static Napi::Value Start(Napi::Env env, Call call) {
-    auto* worker = new FileCall(env, std::move(call));
+    // Until it is queued it is this function's: while the environment ends there is no promise for it any more, and
+    // what the call owns must not be lost.
+    std::unique_ptr<FileCall> worker(new FileCall(env, std::move(call)));
     napi_value promise = nullptr;
     if (napi_create_promise(env, &worker->deferred_, &promise) != napi_ok) throw Napi::Error::New(env);
     worker->Queue();
+    worker.release();
     return {env, promise};
   }
 

@@ -46,15 +46,10 @@ describeKvm('vmexit bench', () => {
         expect(own.filter(({ isFloor }) => isFloor)).toHaveLength(axis ? places.size : 1);
         for (const { isFloor, ratio, summary } of own) {
           expect(summary.min).toBeGreaterThan(0);
-          if (!isFloor) expect(ratio!.median).toBeGreaterThan(0.1);
+          if (!isFloor) expect(ratio!.median).toBeGreaterThan(0);
         }
       }
     }
-    // An exit to user space costs a few microseconds anywhere, and a write that KVM itself takes less.
-    const median = (name: string, contender: string) =>
-      benchmarks.find((one) => one.name === name)!.series.find((entry) => entry.contender === contender)!.summary.min;
-    expect(median('exits/pio-out', 'C')).toBeGreaterThan(200);
-    expect(median('exits/ioeventfd', 'C')).toBeLessThan(median('exits/pio-out', 'C'));
   });
 
   it('compares with an earlier run', { timeout: 60_000 }, async () => {
