@@ -146,6 +146,48 @@ describe.skipIf(!existsSync('/dev/kvm'))('a machine under KVM (skipped where the
     expect(await Promise.all(consoles)).toEqual(['0', '1', '2', '3', '4', '5', '6', '7']);
   });
 
+  const NEIGHBOURS: Record<string, [source: string, options?: Partial<MicroVMOptions>]> = {
+    'spins with interrupts off': ['cli\n' + spin],
+    'storms interrupt lines': [
+      'mov dx, 0x2005\n1: mov al, 1\nout dx, al\nmov al, 0\nout dx, al\njmp 1b\n',
+      { testdev: true },
+    ],
+    'floods a console that nobody reads': [`mov dx, ${COM1}\nmov al, 'x'\n1: out dx, al\njmp 1b\n`],
+    'hammers ports where nothing is': ['mov dx, 0x1234\n1: in al, dx\nout dx, al\njmp 1b\n'],
+  };
+  it.each(Object.keys(NEIGHBOURS))(
+    'keeps its service, and the main thread its turns, beside one that %s',
+    async (kind) => {
+      const vm = await machine(`mov dx, 0xe9\nmov al, '.'\n1: out dx, al\njmp 1b\n`);
+      let served = 0;
+      vm.console.on('data', (chunk: Buffer) => (served += chunk.length));
+      let turns = 0;
+      const timer = setInterval(() => turns++, 5);
+      onTestFinished(() => clearInterval(timer));
+      const measure = async () => {
+        [served, turns] = [0, 0];
+        await sleep(500);
+        return { served, turns };
+      };
+      await vm.start();
+      await expect.poll(() => served, { timeout: 20_000 }).toBeGreaterThan(1000);
+      const alone = await measure();
+      const [source, options] = NEIGHBOURS[kind];
+      const neighbour = await machine(source, options);
+      await neighbour.start();
+      await measure(); // its start
+      const beside = await measure();
+      console.log(
+        `beside one that ${kind}: ${beside.served} exits served, alone ${alone.served}; ` +
+          `${beside.turns} turns of a 5 ms timer, alone ${alone.turns}`,
+      );
+      expect(neighbour.state).toBe('running');
+      expect(beside.served).toBeGreaterThan(1000);
+      expect(beside.turns).toBeGreaterThan(10);
+      await Promise.all([vm.stop(), neighbour.stop()]);
+    },
+  );
+
   it('serves four vCPUs that all hammer a device in fair shares, and leaves the main thread its turns', async () => {
     // The boot vCPU sends INIT and SIPI to all others (Intel SDM 3A, 10.4.4.1), which start at 0x8000 in real mode; each
     // then writes a port of its own. The trampoline is `mov dx, 0x80; out dx, al; jmp` in 16-bit code.
