@@ -33,6 +33,15 @@ sha256sum -c /mnt/LIST && echo 'all files: read'
 umount /mnt
 `;
 
+/** Keeps the disk busy while its process is killed, then does without it. */
+const LOAD_SCRIPT = `
+load() { while dd if=/dev/urandom of=/dev/vda bs=64k count=16 oflag=direct 2>/dev/null; do :; done; }
+load & load & load &
+sleep 2
+echo 'now: kill'; read line
+sleep 1; echo "the guest goes on: $(uname -s)"
+`;
+
 /** The first program of a system whose root is the disk. */
 const ROOT_INIT = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -89,6 +98,7 @@ describe('a disk of QEMU under a guest', () => {
     for (const [top, base] of [
       ['pci', 'data'],
       ['mmio', 'data'],
+      ['load', 'data'],
       ['root', 'root'],
     ]) {
       await nested(`qemu-img create -q -f qcow2 -b ${path}/${base}.raw -F raw ${path}/${top}.qcow2`);
@@ -123,6 +133,15 @@ describe('a disk of QEMU under a guest', () => {
       });
     }
     const { modules } = guestSetup({ console: 'serial', drives: 1, nets: 0, rng: false, transport: 'pci' });
+    const kill = { when: 'now: kill', act: 'killDrive', drive: 0 } as const;
+    plans.push({
+      name: 'load',
+      options: {
+        ...(await linuxGuest(image('load.cpio'), { modules, command: ['sh', '-c', LOAD_SCRIPT] })),
+        drives: [{ path: image('load.qcow2'), backend: 'qemu' }],
+      },
+      steps: [kill, { when: 'now: kill', act: 'type', text: 'on\n' }],
+    });
     const onDisk = await linuxGuest(image('root.cpio'), {
       modules,
       setup: [
@@ -148,6 +167,13 @@ describe('a disk of QEMU under a guest', () => {
   afterAll(async () => {
     await nested(`rm -rf ${scratch.path}`);
     await scratch[Symbol.asyncDispose]();
+  });
+
+  it('costs the guest no more than the disk when its process is killed under load', () => {
+    const { exit, error, output, died } = guests['load'];
+    expect({ exit, error }, output).toEqual({ exit: { reason: 'shutdown', debugExit: 0 }, error: undefined });
+    expect(died).toMatch(/qemu-storage-daemon died: it was killed by SIGKILL/);
+    expect(output).toContain('the guest goes on: Linux\n');
   });
 
   describe.each(['pci', 'mmio'])('over %s', (transport) => {
