@@ -223,7 +223,7 @@ setInterval(() => { socket.pause(); setTimeout(() => socket.resume(), 4); }, 5);
 
   it('breaks down when the program sends something that is no frame', async () => {
     const garbage = join(folder, 'garbage');
-    writeFileSync(garbage, `#!/bin/sh\nsleep 1.2\nprintf '\\377\\377\\377\\377' >&3\nsleep 60\n`, { mode: 0o755 });
+    writeFileSync(garbage, `#!/bin/sh\nsleep 1.2\nprintf '\\377\\377\\377\\377' >&3\nexec sleep 60\n`, { mode: 0o755 });
     const network = await start({ program: garbage });
     const failure = new Promise<VmmError>((resolve) => new NetGuest(network, { onBackendFailure: resolve }));
     expect(await failure).toMatchObject({ code: 'NETWORK_FAILED' });
