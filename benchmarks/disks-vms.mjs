@@ -23,9 +23,12 @@ const plan = JSON.parse(await text(process.stdin));
 class Guest {
   #input;
   #lines;
+  #ended;
 
-  constructor(input, output) {
+  /** @param ended Says how the guest ended, once its output has. */
+  constructor(input, output, ended) {
     this.#input = input;
+    this.#ended = ended;
     this.#lines = createInterface({ input: output })[Symbol.asyncIterator]();
   }
 
@@ -34,7 +37,7 @@ class Guest {
     const said = [];
     for (;;) {
       const { value, done } = await this.#lines.next();
-      if (done) throw new Error(`a guest ended:\n${said.join('\n')}`);
+      if (done) throw new Error(`${await this.#ended()}:\n${said.join('\n')}`);
       if (value.startsWith('{')) return JSON.parse(value);
       said.push(value);
     }
@@ -62,7 +65,7 @@ async function startGuests(backends) {
     const drives = virtio.map((backend) => ({ path: imageOf(backend), backend: disks[backend] }));
     const devices = ours.filter((backend) => backend === 'nvme').map(nvmeOn);
     const vm = await MicroVM.create({ accel: 'kvm', kernel, initrd, cmdline, drives, devices });
-    const guest = new Guest(vm.console, vm.console);
+    const guest = new Guest(vm.console, vm.console, async () => `our guest ended: ${(await vm.exited).reason}`);
     await vm.start();
     virtio.forEach((backend, index) => (guests[backend] = { guest, device: `/dev/vd${'abc'[index]}` }));
     if (devices.length > 0) guests['nvme'] = { guest, device: '/dev/nvme0n1' };
@@ -79,7 +82,7 @@ async function startGuests(backends) {
     args.push('-blockdev', `driver=raw,node-name=disk,file.driver=file,file.filename=${imageOf('qemu')}`);
     args.push('-device', 'virtio-blk-pci,drive=disk,iothread=io');
     const qemu = spawn('qemu-system-x86_64', args, { stdio: ['pipe', 'pipe', 'inherit'] });
-    const guest = new Guest(qemu.stdin, qemu.stdout);
+    const guest = new Guest(qemu.stdin, qemu.stdout, () => `QEMU's guest ended: status ${qemu.exitCode}`);
     guests['qemu'] = { guest, device: '/dev/vda' };
     ends.push(async () => {
       guest.end();
