@@ -101,7 +101,7 @@ export function addDevice(text: string, devices: QemuPciOptions[] = []): QemuPci
     else if (name === 'netdev') netdev = { type: value };
     else if (name === 'drive') {
       props['drive'] = `disk${blockdevs.length}`;
-      const image = imageFile(resolve(value), value.endsWith('.qcow2') ? 'qcow2' : 'raw');
+      const image = imageFile(resolve(value));
       blockdevs.push({ ...image, 'node-name': props['drive'] });
     } else props[name] = value;
   }

@@ -16,7 +16,7 @@ import {
 import { MAX_CONFIG_BYTES } from '../backends/vhost-user/protocol.js';
 import { parsePortForward } from '../backends/net/port-forward.js';
 import type { RateLimit } from '../devices/rate-limiter.js';
-import { imageFile, type Blockdev } from '../backends/qemu/storage-daemon.js';
+import { formatOf, imageFile, type Blockdev } from '../backends/qemu/storage-daemon.js';
 import { MAX_VCPUS, PCI, USER_MMIO, VIRTIO_MMIO } from './layout.js';
 import type { QemuProperties } from '../backends/qemu/remote-pci/device.js';
 import type { DeviceConfig, DriveConfig, MachineConfig, NetConfig, ShareConfig } from './machine.js';
@@ -93,8 +93,7 @@ const drive = z
     const { path, blockdev, backend, readOnly, serial } = drive;
     const limits = defined({ rateLimit: drive.rateLimit }) as { rateLimit?: RateLimit };
     if ((path === undefined) === (blockdev === undefined)) return refuse('give a path, or a blockdev');
-    // By name and not by content: a guest could write another format's header to a raw disk.
-    const format = drive.format ?? (path?.endsWith('.qcow2') ? 'qcow2' : 'raw');
+    const format = drive.format ?? formatOf(path ?? '');
     if (backend === 'qemu') {
       if (serial !== undefined) return refuse("QEMU's storage daemon gives a disk no serial number");
       if (drive.rateLimit)

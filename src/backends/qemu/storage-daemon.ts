@@ -2,13 +2,10 @@
  * Disk images by qemu-storage-daemon: whatever QEMU can open, exported as vhost-user-blk.
  * https://www.qemu.org/docs/master/tools/qemu-storage-daemon.html
  */
-import { EventEmitter } from 'node:events';
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { VmmError } from '../../errors.js';
 import { QemuProcess } from './process.js';
 import { deathOf } from './supervised.js';
+import { VhostUserDaemon } from './vhost-user-daemon.js';
 
 /** The formats whose options this module knows; any other goes by a `Blockdev`. */
 export type ImageFormat = 'raw' | 'qcow2';
@@ -44,30 +41,21 @@ const EXPORT = 'disk';
 const RESIZE_NOTIFIES = { major: 8, minor: 1 };
 const ANSWER_TIMEOUT_MS = 60_000;
 
-/** Of {@link StorageDaemon}: what it emits. */
-export interface StorageDaemonEvents {
-  /** The process ended, and nobody asked it to: code "QEMU_FAILED", with the end of what it said. */
-  died: [error: VmmError];
-}
-
 /**
  * One disk in a qemu-storage-daemon of its own, and what can be done with it while a guest uses it.
  *
  * Every method throws VmmError code "QEMU_FAILED" with QEMU's reason, or "INVALID_STATE" while no process runs. One that
- * changes the disk's images waits for the one before.
+ * changes the disk's images waits for the one before. After {@link restart} the guest's disk connects again and goes on
+ * where it was: what the last process had not answered is done again.
  */
-export class StorageDaemon extends EventEmitter<StorageDaemonEvents> {
+export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
   readonly #config: StorageDaemonConfig;
-  readonly #folder: string;
   #image: Blockdev;
   /** The node that the export shows. */
   #node = 'disk0';
   #nodes = 0;
   #jobs = 0;
   #nbdServer: string | undefined;
-  #process: QemuProcess | undefined;
-  #last: Promise<unknown> = Promise.resolve();
-  #closed = false;
 
   /**
    * Opens the image and serves it at {@link socketPath}. The process is bound to the calling thread.
@@ -75,36 +63,14 @@ export class StorageDaemon extends EventEmitter<StorageDaemonEvents> {
    * @throws VmmError code "QEMU_UNAVAILABLE" when QEMU's storage daemon is not installed, "QEMU_FAILED" with what it says
    *   of the image.
    */
-  static async start(config: StorageDaemonConfig): Promise<StorageDaemon> {
-    const daemon = new StorageDaemon(config, await mkdtemp(join(tmpdir(), 'vmexit-disk-')));
-    try {
-      await daemon.#start();
-      return daemon;
-    } catch (error) {
-      await daemon.close();
-      throw error;
-    }
+  static start(config: StorageDaemonConfig): Promise<StorageDaemon> {
+    return StorageDaemon.begin('vmexit-disk-', (folder) => new StorageDaemon(config, folder));
   }
 
   private constructor(config: StorageDaemonConfig, folder: string) {
-    super();
+    super(folder);
     this.#config = config;
-    this.#folder = folder;
     this.#image = config.image;
-  }
-
-  /** Where it serves the disk by vhost-user: in a folder that only this user may enter. */
-  get socketPath(): string {
-    return join(this.#folder, 'vhost-user');
-  }
-
-  get pid(): number | undefined {
-    return this.#process?.pid;
-  }
-
-  /** Whether the process runs. */
-  get running(): boolean {
-    return this.#process !== undefined;
   }
 
   /** The images as they are now: after {@link snapshot}, {@link commit} or {@link mirror} not those of the start. */
@@ -113,28 +79,14 @@ export class StorageDaemon extends EventEmitter<StorageDaemonEvents> {
   }
 
   /**
-   * Starts the process anew, after it died or to get rid of one that hangs. The guest's disk connects again and goes on
-   * where it was: what the last process had not answered is done again.
-   */
-  restart(): Promise<void> {
-    return this.#inTurn(async () => {
-      const old = this.#process;
-      this.#process = undefined;
-      // In order where it can: what a guest did not flush yet may be in the process alone.
-      await old?.quit();
-      await this.#start();
-    });
-  }
-
-  /**
    * Freezes the disk's present image, and has a new one on top take what is written from now on.
    *
    * @param path Of the new image, qcow2, whose backing file is the present one. There must be no such file.
    */
   snapshot({ path }: { path: string }): Promise<void> {
-    return this.#inTurn(async () => {
+    return this.inTurn(async () => {
       const sizeBytes = await this.#sizeBytes();
-      const top: Blockdev = { driver: 'qcow2', file: { driver: 'file', filename: path } };
+      const top = imageFile(path, 'qcow2');
       await this.#create(path, 'qcow2', sizeBytes, this.#image);
       // Without "backing": the node below is the one that is open already.
       const node = await this.#add({ ...top, backing: null });
@@ -151,7 +103,7 @@ export class StorageDaemon extends EventEmitter<StorageDaemonEvents> {
 
   /** Merges the disk's image into the one below it, which takes its place. */
   commit({ signal }: JobOptions = {}): Promise<void> {
-    return this.#inTurn(async () => {
+    return this.inTurn(async () => {
       const base = await this.#backingNode();
       if (base === undefined) throw new VmmError('INVALID_STATE', 'the disk has one image: there is none to commit to');
       await this.#job('block-commit', { device: this.#node, 'base-node': base['node-name'] }, true, signal);
@@ -170,10 +122,10 @@ export class StorageDaemon extends EventEmitter<StorageDaemonEvents> {
    */
   mirror(options: { path: string; format?: ImageFormat; stay?: boolean } & JobOptions): Promise<void> {
     const { path, format = 'qcow2', stay = false, signal } = options;
-    return this.#inTurn(async () => {
-      const target: Blockdev = { driver: format, file: { driver: 'file', filename: path } };
+    return this.inTurn(async () => {
+      const target = imageFile(path, format);
       await this.#create(path, format, await this.#sizeBytes());
-      const node = await this.#add({ ...target });
+      const node = await this.#add(target);
       try {
         await this.#job('blockdev-mirror', { device: this.#node, target: node, sync: 'full' }, !stay, signal);
       } catch (error) {
@@ -195,7 +147,7 @@ export class StorageDaemon extends EventEmitter<StorageDaemonEvents> {
    * @param sizeBytes A multiple of 512.
    */
   resize(sizeBytes: number): Promise<void> {
-    return this.#inTurn(async () => {
+    return this.inTurn(async () => {
       if (!Number.isSafeInteger(sizeBytes) || sizeBytes <= 0 || sizeBytes % 512 !== 0) {
         throw new VmmError(
           'INVALID_ARGUMENT',
@@ -221,7 +173,7 @@ export class StorageDaemon extends EventEmitter<StorageDaemonEvents> {
     options: { name?: string; writable?: boolean } & ({ path: string } | { host: string; port: number }),
   ): Promise<NbdExport> {
     const { name = EXPORT, writable = false } = options;
-    return this.#inTurn(async () => {
+    return this.inTurn(async () => {
       const address =
         'path' in options
           ? { type: 'unix', data: { path: options.path } }
@@ -235,7 +187,7 @@ export class StorageDaemon extends EventEmitter<StorageDaemonEvents> {
       const id = `nbd-${name}`;
       const what = { type: 'nbd', id, 'node-name': this.#node, name, writable };
       await this.#execute('block-export-add', what);
-      const process = this.#process;
+      const process = this.process;
       const url =
         'path' in options
           ? `nbd+unix:///${name}?socket=${options.path}`
@@ -243,24 +195,14 @@ export class StorageDaemon extends EventEmitter<StorageDaemonEvents> {
       let closing: Promise<void> | undefined;
       const close = async () => {
         // With its process it is gone.
-        if (this.#process === process && process) await this.#inTurn(() => this.#removeExport(id));
+        if (this.process === process && process) await this.inTurn(() => this.#removeExport(id));
       };
       return { url, close: () => (closing ??= close()) };
     });
   }
 
-  /** Ends the process. Idempotent. */
-  async close(): Promise<void> {
-    if (this.#closed) return;
-    this.#closed = true;
-    const process = this.#process;
-    this.#process = undefined;
-    await process?.quit();
-    await rm(this.#folder, { recursive: true, force: true });
-  }
-
-  async #start(): Promise<void> {
-    if (this.#closed) throw new VmmError('CLOSED', 'the disk was closed');
+  protected async start(): Promise<void> {
+    if (this.isClosed) throw new VmmError('CLOSED', 'the disk was closed');
     this.#node = `disk${++this.#nodes}`;
     this.#nbdServer = undefined;
     const { readOnly } = this.#config;
@@ -270,12 +212,23 @@ export class StorageDaemon extends EventEmitter<StorageDaemonEvents> {
       kind: 'storage-daemon',
       args: ['--blockdev', JSON.stringify(image), '--export', JSON.stringify(this.#exportOptions())],
     });
-    this.#process = process;
+    if (this.isClosed) {
+      await process.quit();
+      throw new VmmError('CLOSED', 'the disk was closed');
+    }
+    this.process = process;
     void process.exited.then((exit) => {
-      if (this.#process !== process) return;
-      this.#process = undefined;
+      if (this.process !== process) return;
+      this.process = undefined;
       this.emit('died', deathOf('qemu-storage-daemon', process, exit, 'restart() starts another'));
     });
+  }
+
+  protected async end(): Promise<void> {
+    const process = this.process;
+    this.process = undefined;
+    // In order where it can: what a guest did not flush yet may be in the process alone.
+    await process?.quit();
   }
 
   #exportOptions(): object {
@@ -290,15 +243,9 @@ export class StorageDaemon extends EventEmitter<StorageDaemonEvents> {
   }
 
   #running(): QemuProcess {
-    if (this.#closed) throw new VmmError('CLOSED', 'the disk was closed');
-    if (!this.#process) throw new VmmError('INVALID_STATE', 'no storage daemon runs; restart() starts one');
-    return this.#process;
-  }
-
-  #inTurn<T>(what: () => Promise<T>): Promise<T> {
-    const turn = this.#last.then(what);
-    this.#last = turn.catch(() => {});
-    return turn;
+    if (this.isClosed) throw new VmmError('CLOSED', 'the disk was closed');
+    if (!this.process) throw new VmmError('INVALID_STATE', 'no storage daemon runs; restart() starts one');
+    return this.process;
   }
 
   async #execute(command: string, args?: object): Promise<unknown> {
@@ -412,8 +359,13 @@ interface BlockNode {
   image: BlockImage;
 }
 
+/** What an image is where nobody says: by its name, as a guest could write another format's header to a raw disk. */
+export function formatOf(path: string): ImageFormat {
+  return path.endsWith('.qcow2') ? 'qcow2' : 'raw';
+}
+
 /** The tree of an image file. */
-export function imageFile(path: string, format: ImageFormat): Blockdev {
+export function imageFile(path: string, format: string = formatOf(path)): Blockdev {
   return { driver: format, file: { driver: 'file', filename: path } };
 }
 
@@ -421,7 +373,7 @@ export function imageFile(path: string, format: ImageFormat): Blockdev {
 function treeOf({ drv, image: { filename } }: BlockNode): Blockdev {
   return filename.startsWith('json:')
     ? (JSON.parse(filename.slice('json:'.length)) as Blockdev)
-    : { driver: drv, file: { driver: 'file', filename } };
+    : imageFile(filename, drv);
 }
 
 /** How an image's header names its backing file: by its path where that says it all. */

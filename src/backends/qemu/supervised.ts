@@ -128,9 +128,18 @@ export function deathOf(
   exit: ProcessExit,
   advice: string,
 ): VmmError {
-  const said = stderrTail.trim().split('\n').slice(-5).join('; ');
+  const said = lastWords(stderrTail);
   const what = `${program} died: ${describeExit(exit)}${said ? ` (${said})` : ''}; ${advice}`;
   return new VmmError('QEMU_FAILED', what, { operation: program });
+}
+
+/** What a process said last, in one line, without QEMU's warnings. */
+export function lastWords(stderrTail: string): string {
+  const lines = stderrTail.trim().split('\n');
+  return lines
+    .filter((line) => !line.includes(': warning: '))
+    .slice(-5)
+    .join('; ');
 }
 
 /** @throws VmmError code "QEMU_UNAVAILABLE" naming the command that installs it. */

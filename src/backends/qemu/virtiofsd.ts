@@ -3,15 +3,12 @@
  * in C, up to QEMU 7.2, and its successor in Rust (https://gitlab.com/virtio-fs/virtiofsd).
  */
 import { execFile } from 'node:child_process';
-import { EventEmitter } from 'node:events';
-import { mkdtemp, rm } from 'node:fs/promises';
 import { rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { VmmError } from '../../errors.js';
 import { addon, native, type NativeUnixSocket } from '../../native/addon.js';
 import { describeExit, deathOf, findProgram, SupervisedProcess, type ProcessExit } from './supervised.js';
+import { VhostUserDaemon } from './vhost-user-daemon.js';
 
 /** Of them each version says it when it can be connected to. */
 const READY = 'Waiting for vhost-user socket connection';
@@ -29,62 +26,33 @@ export interface VirtiofsdConfig {
   readOnly: boolean;
 }
 
-/** Of {@link Virtiofsd}: what it emits. */
-export interface VirtiofsdEvents {
-  /** The process ended, and nobody asked it to: code "QEMU_FAILED", with the end of what it said. */
-  died: [error: VmmError];
-}
-
 /**
  * One directory in a virtiofsd of its own.
  *
  * A virtiofsd serves one connection, and ends in order when that does. The socket stays here, so that the next connection
  * (of a machine that was reset, say) waits in it for the process that is started then.
+ *
+ * Between the end of one connection and the begin of the next no process runs. A new one, by {@link restart} too, answers
+ * the guest's requests, those of a mount from before with an error: what the guest has mounted it must unmount, and mount
+ * again.
  */
-export class Virtiofsd extends EventEmitter<VirtiofsdEvents> {
+export class Virtiofsd extends VhostUserDaemon<SupervisedProcess> {
   readonly #config: VirtiofsdConfig;
-  readonly #folder: string;
   #listener: NativeUnixSocket | undefined;
-  #process: SupervisedProcess | undefined;
-  #last: Promise<unknown> = Promise.resolve();
   #failure: VmmError | undefined;
-  #closed = false;
 
   /**
    * Serves the directory at {@link socketPath}. The process is bound to the calling thread.
    *
    * @throws VmmError code "QEMU_UNAVAILABLE" when virtiofsd is not installed, "QEMU_FAILED" with what it says.
    */
-  static async start(config: VirtiofsdConfig): Promise<Virtiofsd> {
-    const daemon = new Virtiofsd(config, await mkdtemp(join(tmpdir(), 'vmexit-share-')));
-    try {
-      await daemon.#start();
-      return daemon;
-    } catch (error) {
-      await daemon.close();
-      throw error;
-    }
+  static start(config: VirtiofsdConfig): Promise<Virtiofsd> {
+    return Virtiofsd.begin('vmexit-share-', (folder) => new Virtiofsd(config, folder));
   }
 
   private constructor(config: VirtiofsdConfig, folder: string) {
-    super();
+    super(folder);
     this.#config = config;
-    this.#folder = folder;
-  }
-
-  /** Where it serves the directory by vhost-user: in a folder that only this user may enter. */
-  get socketPath(): string {
-    return join(this.#folder, 'vhost-user');
-  }
-
-  /** Undefined while no process runs: after its death, and from the end of one connection to the begin of the next. */
-  get pid(): number | undefined {
-    return this.#process?.pid;
-  }
-
-  /** Whether the process runs. */
-  get running(): boolean {
-    return this.#process !== undefined;
   }
 
   /** Why the last process ended that was not asked to. */
@@ -92,29 +60,8 @@ export class Virtiofsd extends EventEmitter<VirtiofsdEvents> {
     return this.#failure;
   }
 
-  /**
-   * Starts the process anew, after it died or to get rid of one that hangs. The guest's requests are answered again, those
-   * of a mount from before with an error: what the guest has mounted it must unmount, and mount again.
-   */
-  restart(): Promise<void> {
-    return this.#inTurn(async () => {
-      await this.#end();
-      await this.#start();
-    });
-  }
-
-  /** Ends the process. Idempotent. */
-  async close(): Promise<void> {
-    if (this.#closed) return;
-    this.#closed = true;
-    await this.#end();
-    // A start that was under way finds it closed, and ends its process.
-    await this.#last;
-    await rm(this.#folder, { recursive: true, force: true });
-  }
-
-  async #start(): Promise<void> {
-    if (this.#closed) throw new VmmError('CLOSED', 'the share was closed');
+  protected async start(): Promise<void> {
+    if (this.isClosed) throw new VmmError('CLOSED', 'the share was closed');
     this.#listener = native(() => new (addon().UnixSocket)('listen-for-child', this.socketPath));
     try {
       await this.#spawn(this.#listener);
@@ -126,29 +73,29 @@ export class Virtiofsd extends EventEmitter<VirtiofsdEvents> {
 
   async #spawn(listener: NativeUnixSocket): Promise<void> {
     const command = await commandOf(this.#config);
-    if (this.#closed) throw new VmmError('CLOSED', 'the share was closed');
+    if (this.isClosed) throw new VmmError('CLOSED', 'the share was closed');
     const process = new SupervisedProcess({ ...command, inherit: [listener.fd()] });
     const timer = setTimeout(() => process.kill(), START_TIMEOUT_MS);
     const isReady = await process.says(READY);
     clearTimeout(timer);
-    if (!isReady || this.#closed) {
+    if (!isReady || this.isClosed) {
       process.kill();
       const exit = await process.exited;
       const said = process.spawnError?.message ?? process.stderrTail.trim();
       const what = `virtiofsd did not start: ${said || describeExit(exit)}`;
       throw new VmmError('QEMU_FAILED', what, { operation: 'virtiofsd', cause: process.spawnError });
     }
-    this.#process = process;
+    this.process = process;
     void process.exited.then((exit) => this.#onExit(process, exit));
   }
 
   #onExit(process: SupervisedProcess, exit: ProcessExit): void {
-    const wasAsked = this.#process !== process;
+    const wasAsked = this.process !== process;
     if (exit.code !== 0 && !(wasAsked && exit.signal === 'SIGKILL')) {
       this.#failure = deathOf('virtiofsd', process, exit, 'restart() starts another');
     }
     if (wasAsked) return;
-    this.#process = undefined;
+    this.process = undefined;
     if (exit.code === 0) return this.#awaitConnection(this.#listener!);
     // Nobody is to wait for a process that nobody has started.
     this.#unlisten();
@@ -160,10 +107,10 @@ export class Virtiofsd extends EventEmitter<VirtiofsdEvents> {
     native(() =>
       listener.onReadable(() => {
         listener.onReadable(undefined);
-        this.#inTurn(async () => {
+        this.inTurn(async () => {
           if (this.#listener === listener) await this.#spawn(listener);
         }).catch((error: VmmError) => {
-          if (this.#closed) return;
+          if (this.isClosed) return;
           this.#unlisten();
           this.emit('died', (this.#failure = error));
         });
@@ -171,9 +118,9 @@ export class Virtiofsd extends EventEmitter<VirtiofsdEvents> {
     );
   }
 
-  async #end(): Promise<void> {
-    const process = this.#process;
-    this.#process = undefined;
+  protected async end(): Promise<void> {
+    const process = this.process;
+    this.process = undefined;
     this.#unlisten();
     process?.kill();
     await process?.exited;
@@ -183,12 +130,6 @@ export class Virtiofsd extends EventEmitter<VirtiofsdEvents> {
     this.#listener?.close();
     this.#listener = undefined;
     rmSync(this.socketPath, { force: true });
-  }
-
-  #inTurn<T>(what: () => Promise<T>): Promise<T> {
-    const turn = this.#last.then(what);
-    this.#last = turn.catch(() => {});
-    return turn;
   }
 }
 

@@ -7,7 +7,7 @@ import type { GuestMemory } from '../../../memory/guest-memory.js';
 import { addon, native } from '../../../native/addon.js';
 import { QemuProcess } from '../process.js';
 import type { Blockdev } from '../storage-daemon.js';
-import { describeExit } from '../supervised.js';
+import { describeExit, lastWords } from '../supervised.js';
 import { RemoteConnection } from './connection.js';
 import { clearConfig, remoteConfig, type HiddenRange } from './remote-config.js';
 
@@ -105,11 +105,7 @@ export class RemotePciDevice implements PciFunction {
     this.#hidden = space.hidden;
     void process.exited.then((exit) => {
       if (this.#closing) return;
-      const lines = process.stderrTail.trim().split('\n');
-      const said = lines
-        .filter((line) => !line.includes(': warning: '))
-        .slice(-5)
-        .join('; ');
+      const said = lastWords(process.stderrTail);
       this.#lose(new VmmError('QEMU_FAILED', describeExit(exit)));
       const { code, message } = this.#lost!;
       const ended = code === 'TIMEOUT' ? `${message}, and was killed` : describeExit(exit);
