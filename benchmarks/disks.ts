@@ -22,8 +22,8 @@ import { buildInitramfs } from '../src/guest/initramfs.js';
 import { findKernel } from '../src/guest/kernel.js';
 import { resolveModules } from '../src/guest/modules.js';
 import { chooseAccelerator } from '../src/machine/accelerator.js';
+import { median } from '../src/bench/statistics.js';
 import { buildGuestProgram } from './native.js';
-import { median } from './statistics.js';
 
 const BACKENDS = { typescript: 'TypeScript', daemon: 'storage daemon', nvme: 'remote NVMe', qemu: "QEMU's own" };
 type Backend = keyof typeof BACKENDS;

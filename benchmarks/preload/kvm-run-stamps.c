@@ -2,9 +2,9 @@
  * Preloaded into a VMM, measures the time between the return of one KVM_RUN and the next: what the VMM itself adds to
  * an exit. The program under test stays as it is: this stands between it and the C library's ioctl().
  *
- * At the end of the process the file that VMEXIT_STAMPS names gets a line "MEDIAN_NS P90_NS SAMPLES", and a second one
- * with up to RAW samples in ns, every nth of all in ascending order; less what reading the time stamp counter takes.
- * The first SKIP samples are left out: a JIT compiles meanwhile. Threads are measured each by itself.
+ * At the end of the process the file that VMEXIT_STAMPS names gets a line with up to RAW samples in ns, every nth of
+ * all in ascending order; less what reading the time stamp counter takes. The first SKIP samples are left out: a JIT
+ * compiles meanwhile. Threads are measured each by itself.
  */
 #include <linux/kvm.h>
 #include <stdarg.h>
@@ -72,12 +72,10 @@ __attribute__((destructor)) static void report(void) {
   FILE* file = fopen(path, "w");
   if (file == NULL) return;
   qsort(samples, count, sizeof *samples, ascending);
-  double median = (double)samples[count / 2] - (double)cost, p90 = (double)samples[count * 9 / 10] - (double)cost;
-  fprintf(file, "%.1f %.1f %llu\n", median * ns_per_tick, p90 * ns_per_tick, (unsigned long long)count);
   uint64_t raw = count < RAW ? count : RAW;
   for (uint64_t i = 0; i < raw; i++) {
     double ticks = (double)samples[i * count / raw] - (double)cost;
-    fprintf(file, "%.0f%c", ticks * ns_per_tick, i + 1 < raw ? ' ' : '\n');
+    fprintf(file, "%.1f%c", ticks * ns_per_tick, i + 1 < raw ? ' ' : '\n');
   }
   fclose(file);
 }

@@ -4,7 +4,8 @@ import type { Benchmark } from '../benchmark.js';
 import { FINISH } from '../guest.js';
 import { exitContenders } from './contenders.js';
 
-const CODE = [
+/** Writes ECX to ES:0, ECX times. */
+export const MMIO_WRITE = [
   [0x31, 0xff], //                 xor  di, di
   [0x26, 0x66, 0x89, 0x0d], // 1:  mov  es:[di], ecx
   [0x66, 0x49], //                 dec  ecx
@@ -17,7 +18,7 @@ export const mmioWrite: Benchmark = {
   title: 'MMIO write',
   description: 'A guest writes 32 bits to the memory-mapped register of a device in user space.',
   metrics: { time: { title: 'time per write', unit: 'ns' } },
-  contenders: (context) => exitContenders({ code: CODE, space: 'mmio' }, context),
+  contenders: (context) => exitContenders({ code: MMIO_WRITE, space: 'mmio' }, context),
 };
 
 await runAlone(import.meta.filename, mmioWrite);

@@ -11,7 +11,7 @@ import { runAlone } from '../alone.js';
 import { baseline, preload } from '../baseline.js';
 import { Unavailable, type Benchmark, type Contender } from '../benchmark.js';
 import { openKvm, writeImage } from '../guest.js';
-import { PIO_OUT } from './pio-out.js';
+import { CODE, type Space } from './stamped-guest.js';
 
 /** More than the library skips: a JIT compiles meanwhile. */
 const EXITS = 25_000;
@@ -31,24 +31,29 @@ export const outsideKvmRun: Benchmark = {
     openKvm().close();
     const [library, floor] = [await preload('kvm-run-stamps', context), await baseline('exits', context)];
     if (library === undefined || floor === undefined) throw new Unavailable('it takes a C compiler');
-    const node = (loop: string) => [process.execPath, ...process.execArgv, STAMPED_GUEST, loop];
     return [
-      {
-        ...stamped('C', library, async (operations, env) => {
-          await using image = await writeImage(PIO_OUT);
-          await execa(floor, [image.path, 'pio'], { env, input: `${operations}\n` });
-        }),
-        isFloor: true,
-      },
-      ...['inline', 'threaded'].map((loop) =>
-        stamped(loop, library, async (operations, env) => {
-          const [file, ...args] = [...node(loop), String(operations)];
-          await execa(file, args, { env });
-        }),
-      ),
+      { ...stampedC(floor, library, 'pio'), isFloor: true },
+      stampedLoop('inline', library, 'pio'),
+      stampedLoop('threaded', library, 'pio'),
     ];
   },
 };
+
+/** The guest in a loop written in C. @param floor The program `exits`. */
+export function stampedC(floor: string, library: string, space: Space): Contender {
+  return stamped('C', library, async (operations, env) => {
+    await using image = await writeImage(CODE[space]);
+    await execa(floor, [image.path, space], { env, input: `${operations}\n` });
+  });
+}
+
+/** The guest under a run loop of this package. */
+export function stampedLoop(loop: 'inline' | 'threaded', library: string, space: Space): Contender {
+  return stamped(loop, library, async (operations, env) => {
+    const args = [...process.execArgv, STAMPED_GUEST, loop, space, String(operations)];
+    await execa(process.execPath, args, { env });
+  });
+}
 
 /** A process a round, which the library is loaded into. */
 function stamped(
@@ -64,8 +69,8 @@ function stamped(
       return {
         async round(operations) {
           await start(operations, { LD_PRELOAD: library, VMEXIT_STAMPS: file });
-          const [, raw] = (await readFile(file, 'utf8')).split('\n');
-          return raw.split(' ').map((time) => ({ time: Number(time) }));
+          const samples = await readFile(file, 'utf8');
+          return samples.split(' ').map((time) => ({ time: Number(time) }));
         },
         [Symbol.asyncDispose]: () => rm(directory, { recursive: true, force: true }),
       };
