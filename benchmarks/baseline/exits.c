@@ -4,6 +4,7 @@
  * usage: exits IMAGE KIND [VCPUS]
  *   pio, mmio        the device is at PORT, or in the MMIO hole
  *   ioeventfd        writes to PORT signal an eventfd in the kernel
+ *   msr, hypercall   the device is written by MSRs that KVM does not have, or by KVM_HC_MAP_GPA_RANGE
  *   immediate-exit   KVM_RUN is told to return at once; the guest never runs
  * For every COUNT on stdin each vCPU does its work COUNT times. Prints "WALL_NS DEVICE_SUM".
  * With KIND pio-each prints the time of each exit instead: ns from one to the next.
@@ -79,6 +80,13 @@ static void handle(struct thread* thread) {
     case KVM_EXIT_MMIO:
       dispatch(thread, run->mmio.is_write, run->mmio.phys_addr, run->mmio.len, run->mmio.data);
       break;
+    case KVM_EXIT_X86_WRMSR:
+      thread->devices[0].write(&thread->devices[0], 0, 4, (uint32_t)run->msr.data);
+      break;
+    case KVM_EXIT_HYPERCALL:
+      thread->devices[0].write(&thread->devices[0], 0, 4, (uint32_t)run->hypercall.args[1]);
+      run->hypercall.ret = 0;
+      break;
     default:
       fprintf(stderr, "unexpected exit %u\n", run->exit_reason);
       exit(1);
@@ -94,13 +102,18 @@ static void* run_guest(void* argument) {
   return NULL;
 }
 
+static void enable(int vm, uint32_t capability, uint64_t argument) {
+  struct kvm_enable_cap cap = {.cap = capability, .args = {argument}};
+  check(ioctl(vm, KVM_ENABLE_CAP, &cap) == 0, "KVM_ENABLE_CAP");
+}
+
 static void return_at_once(struct vcpu* vcpu, uint64_t count) {
   vcpu->run->immediate_exit = 1;
   while (count-- > 0) check(ioctl(vcpu->fd, KVM_RUN, 0) == -1 && errno == EINTR, "KVM_RUN");
 }
 
 int main(int argc, char** argv) {
-  if (argc < 3) return fprintf(stderr, "usage: exits IMAGE pio|pio-each|mmio|ioeventfd|immediate-exit [VCPUS]\n"), 2;
+  if (argc < 3) return fprintf(stderr, "usage: exits IMAGE KIND [VCPUS]\n"), 2;
   const char* kind = argv[2];
   int mmio = strcmp(kind, "mmio") == 0, each = strcmp(kind, "pio-each") == 0;
   int vcpus = argc > 3 ? atoi(argv[3]) : 1;
@@ -116,6 +129,9 @@ int main(int argc, char** argv) {
         .addr = PORT, .len = 1, .fd = eventfd(0, EFD_CLOEXEC), .flags = KVM_IOEVENTFD_FLAG_PIO};
     check(ioctl(vm, KVM_IOEVENTFD, &event) == 0, "KVM_IOEVENTFD");
   }
+
+  if (strcmp(kind, "msr") == 0) enable(vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_UNKNOWN);
+  if (strcmp(kind, "hypercall") == 0) enable(vm, KVM_CAP_EXIT_HYPERCALL, 1 << KVM_HC_MAP_GPA_RANGE);
 
   struct kvm_cpuid2* cpuid = supported_cpuid(kvm);
   struct thread* threads = calloc((size_t)vcpus, sizeof *threads);

@@ -59,6 +59,7 @@ class VmObject : public Napi::ObjectWrap<VmObject> {
   Napi::Value SetSlot(const Napi::CallbackInfo& info);
   Napi::Value RemoveSlot(const Napi::CallbackInfo& info);
   Napi::Value DirtyLog(const Napi::CallbackInfo& info);
+  Napi::Value SetMsrFilter(const Napi::CallbackInfo& info);
   Napi::Value CreateVcpu(const Napi::CallbackInfo& info);
   Napi::Value Close(const Napi::CallbackInfo& info);
   Vm& vm() const;

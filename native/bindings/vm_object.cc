@@ -10,6 +10,7 @@ Napi::Function VmObject::Define(Napi::Env env) {
                                                InstanceMethod<&VmObject::SetSlot>("setSlot"),
                                                InstanceMethod<&VmObject::RemoveSlot>("removeSlot"),
                                                InstanceMethod<&VmObject::DirtyLog>("dirtyLog"),
+                                               InstanceMethod<&VmObject::SetMsrFilter>("setMsrFilter"),
                                                InstanceMethod<&VmObject::CreateVcpu>("createVcpu"),
                                                InstanceMethod<&VmObject::Close>("close"),
                                            });
@@ -59,6 +60,25 @@ Napi::Value VmObject::DirtyLog(const Napi::CallbackInfo& info) {
     auto array = Napi::BigUint64Array::New(info.Env(), words.size());
     std::copy(words.begin(), words.end(), array.Data());
     return array;
+  });
+}
+
+// setMsrFilter(flags, Uint32Array of flags, base, count and 1 (allowed) or 0 a range)
+Napi::Value VmObject::SetMsrFilter(const Napi::CallbackInfo& info) {
+  return Guarded(info.Env(), [&] {
+    constexpr size_t kWords = 4;
+    auto flags = static_cast<uint32_t>(IntegerArgument(info, 0, UINT32_MAX));
+    if (!info[1].IsTypedArray() || info[1].As<Napi::TypedArray>().TypedArrayType() != napi_uint32_array) {
+      throw ArgumentError("argument 2 must be a Uint32Array");
+    }
+    auto words = info[1].As<Napi::Uint32Array>();
+    if (words.ElementLength() % kWords != 0) throw ArgumentError("a range has four words");
+    std::vector<Vm::MsrRange> ranges;
+    for (size_t i = 0; i < words.ElementLength(); i += kWords) {
+      ranges.push_back({words[i], words[i + 1], words[i + 2], words[i + 3] != 0});
+    }
+    vm().SetMsrFilter(flags, ranges);
+    return info.Env().Undefined();
   });
 }
 

@@ -2,6 +2,7 @@
 
 #include <sys/ioctl.h>
 
+#include <iterator>
 #include <utility>
 
 #include "kvm/error.h"
@@ -11,6 +12,8 @@ namespace vmexit {
 namespace {
 
 constexpr uint64_t kPageSize = 4096;
+// KVM_MSR_FILTER_MAX_BITMAP_SIZE, which older headers lack, in bits.
+constexpr uint32_t kMaxFilteredMsrs = 0x600 * 8;
 
 }  // namespace
 
@@ -48,6 +51,19 @@ std::vector<uint64_t> Vm::DirtyLog(uint32_t slot) const {
   log.dirty_bitmap = bitmap.data();
   if (ioctl(fd(), KVM_GET_DIRTY_LOG, &log) != 0) throw SystemError("KVM_GET_DIRTY_LOG");
   return bitmap;
+}
+
+void Vm::SetMsrFilter(uint32_t flags, const std::vector<MsrRange>& ranges) const {
+  kvm_msr_filter filter = {};
+  filter.flags = flags;
+  if (ranges.size() > std::size(filter.ranges)) throw ArgumentError("an MSR filter has at most 16 ranges");
+  std::vector<std::vector<uint8_t>> bitmaps;  // the kernel copies them
+  for (const MsrRange& range : ranges) {
+    if (range.count == 0 || range.count > kMaxFilteredMsrs) throw ArgumentError("a range has 1 to 12288 MSRs");
+    bitmaps.emplace_back((range.count + 63) / 64 * 8, range.is_allowed ? 0xff : 0);
+    filter.ranges[bitmaps.size() - 1] = {range.flags, range.count, range.base, bitmaps.back().data()};
+  }
+  if (ioctl(fd(), KVM_X86_SET_MSR_FILTER, &filter) != 0) throw SystemError("KVM_X86_SET_MSR_FILTER");
 }
 
 }  // namespace vmexit

@@ -28,6 +28,14 @@ class Vm {
   void RemoveSlot(uint32_t slot);
   // KVM_GET_DIRTY_LOG: one bit a page, in u64 words.
   std::vector<uint64_t> DirtyLog(uint32_t slot) const;
+  // KVM_X86_SET_MSR_FILTER: which accesses to MSRs KVM handles; it denies those of a range that is not allowed.
+  struct MsrRange {
+    uint32_t flags;
+    uint32_t base;
+    uint32_t count;
+    bool is_allowed;
+  };
+  void SetMsrFilter(uint32_t flags, const std::vector<MsrRange>& ranges) const;
 
  private:
   struct Slot {

@@ -1,11 +1,13 @@
 import type { Benchmark } from './benchmark.js';
 import { bootLinux } from './boot/linux.js';
 import { each } from './exits/each.js';
+import { hypercall } from './exits/hypercall.js';
 import { immediateExit } from './exits/immediate-exit.js';
 import { ioeventfd } from './exits/ioeventfd.js';
 import { irqfdWakeup } from './exits/irqfd-wakeup.js';
 import { mmioRead } from './exits/mmio-read.js';
 import { mmioWrite } from './exits/mmio-write.js';
+import { msr } from './exits/msr.js';
 import { outsideKvmRun } from './exits/outside-kvm-run.js';
 import { pioIn } from './exits/pio-in.js';
 import { pioOut } from './exits/pio-out.js';
@@ -22,6 +24,8 @@ export const BENCHMARKS: readonly Benchmark[] = [
   pioString,
   mmioWrite,
   mmioRead,
+  msr,
+  hypercall,
   each,
   outsideKvmRun,
   vcpus,

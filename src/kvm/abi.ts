@@ -123,6 +123,7 @@ export const KVM_CAP = {
   MAX_VCPU_ID: 128,
   TSC_DEADLINE_TIMER: 72,
   X86_USER_SPACE_MSR: 188,
+  X86_MSR_FILTER: 189,
   SPLIT_IRQCHIP: 121,
   EXIT_HYPERCALL: 201,
   DIRTY_LOG_RING: 192,
@@ -154,6 +155,18 @@ export const KVM_SYSTEM_EVENT = {
 export const KVM_MEM = {
   LOG_DIRTY_PAGES: 1,
   READONLY: 2,
+} as const;
+
+export const KVM_MSR_EXIT_REASON = {
+  INVAL: 1,
+  UNKNOWN: 2,
+  FILTER: 4,
+} as const;
+
+export const KVM_MSR_FILTER = {
+  READ: 1,
+  WRITE: 2,
+  DEFAULT_DENY: 1,
 } as const;
 
 export const KVM_IOEVENTFD_FLAG = {

@@ -9,7 +9,16 @@ export type * from './exit.js';
 export { Kvm, type CapabilityName } from './kvm.js';
 export { GuestRam } from './ram.js';
 export * from './vcpu.js';
-export { Vm, type AddMemory, type GsiRoute, type IoEventFd, type IrqFd, type IrqchipName, type Pit } from './vm.js';
+export {
+  Vm,
+  type AddMemory,
+  type GsiRoute,
+  type IoEventFd,
+  type IrqFd,
+  type IrqchipName,
+  type MsrFilterRange,
+  type Pit,
+} from './vm.js';
 
 /**
  * Makes the present run of a vCPU of any thread, or else its next one, return reason `intr`.

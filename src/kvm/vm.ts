@@ -2,7 +2,18 @@ import { VmmError } from '../errors.js';
 import type { IrqLine } from '../irq/irq-line.js';
 import { GuestMemory } from '../memory/guest-memory.js';
 import { native, type NativeVm } from '../native/addon.js';
-import { KVM, KVM_IOEVENTFD_FLAG, KVM_IRQCHIP, KVM_IRQFD_FLAG, KVM_IRQ_ROUTING, KVM_MEM, LAYOUT } from './abi.js';
+import {
+  KVM,
+  KVM_CAP,
+  KVM_IOEVENTFD_FLAG,
+  KVM_IRQCHIP,
+  KVM_IRQFD_FLAG,
+  KVM_IRQ_ROUTING,
+  KVM_MEM,
+  KVM_MSR_EXIT_REASON,
+  KVM_MSR_FILTER,
+  LAYOUT,
+} from './abi.js';
 import { requireArray, requireInteger } from './arguments.js';
 import type { EventFd } from './event-fd.js';
 import { GuestRam } from './ram.js';
@@ -39,6 +50,17 @@ export interface IrqFd {
   eventFd: EventFd;
   /** For a level-triggered GSI: KVM signals it when the guest acknowledges, and deasserts the line. */
   resampleFd?: EventFd;
+}
+
+/** MSRs whose accesses a filter allows or denies, of those kinds that are true. */
+export interface MsrFilterRange {
+  /** Index of the first. */
+  base: number;
+  /** How many, up to 12,288. */
+  count: number;
+  read?: boolean;
+  write?: boolean;
+  allow: boolean;
 }
 
 /** Where a GSI goes: an input of an in-kernel interrupt controller, or a message. */
@@ -151,6 +173,44 @@ export class Vm implements Disposable {
    */
   harvestDirtyLog(ram: GuestRam): BigUint64Array {
     return native(() => this.#native.dirtyLog(this.#slot(ram).id));
+  }
+
+  /**
+   * Has accesses to MSRs that KVM would not, or may not, handle exit with reason `msr` instead of a #GP in the guest
+   * (KVM_CAP_X86_USER_SPACE_MSR).
+   *
+   * @param which `unknown`: MSRs that KVM does not have; `invalid`: values it refuses; `filtered`: what
+   * {@link setMsrFilter} denies. None: as it was at first.
+   */
+  setMsrExits(which: { unknown?: boolean; invalid?: boolean; filtered?: boolean }): void {
+    const { unknown = false, invalid = false, filtered = false } = which;
+    const { UNKNOWN, INVAL, FILTER } = KVM_MSR_EXIT_REASON;
+    const reasons = (unknown ? UNKNOWN : 0) | (invalid ? INVAL : 0) | (filtered ? FILTER : 0);
+    this.enableCap(KVM_CAP.X86_USER_SPACE_MSR, [BigInt(reasons)]);
+  }
+
+  /**
+   * Which of the guest's accesses to MSRs KVM handles (KVM_X86_SET_MSR_FILTER); what is denied is a #GP, or an exit where
+   * {@link setMsrExits} says so. x2APIC's MSRs are never filtered. Replaces the filter before; `{}` takes it away.
+   *
+   * @param filter.denyOthers Deny what no range is about, too. @param filter.ranges At most 16.
+   */
+  setMsrFilter({
+    denyOthers = false,
+    ranges = [],
+  }: {
+    denyOthers?: boolean;
+    ranges?: readonly MsrFilterRange[];
+  }): void {
+    requireArray('ranges', ranges);
+    const words = ranges.flatMap(({ base, count, read = false, write = false, allow }) => [
+      (read ? KVM_MSR_FILTER.READ : 0) | (write ? KVM_MSR_FILTER.WRITE : 0),
+      requireInteger('base', base, U32_MAX),
+      requireInteger('count', count, U32_MAX),
+      allow ? 1 : 0,
+    ]);
+    const flags = denyOthers ? KVM_MSR_FILTER.DEFAULT_DENY : 0;
+    native(() => this.#native.setMsrFilter(flags, Uint32Array.from(words)));
   }
 
   /** PIC, IOAPIC and a local APIC for every vCPU, in the kernel. Before the first vCPU. */

@@ -86,6 +86,8 @@ export interface NativeVm {
   removeSlot(slot: number): void;
   /** KVM_GET_DIRTY_LOG: one bit a page of 4 KiB, least significant bit first. */
   dirtyLog(slot: number): BigUint64Array;
+  /** KVM_X86_SET_MSR_FILTER. @param ranges Four words each: flags, first MSR, how many, 1 where KVM may handle them. */
+  setMsrFilter(flags: number, ranges: Uint32Array): void;
   createVcpu(id: number): NativeVcpu;
   close(): void;
 }

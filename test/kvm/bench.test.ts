@@ -18,7 +18,14 @@ describeKvm('vmexit bench', () => {
   const report = (name: string) => reportSchema.parse(JSON.parse(readFileSync(join(directory, name), 'utf8')));
 
   it('measures paths beside C, and writes a report for people and one for programs', { timeout: 120_000 }, async () => {
-    const paths = ['exits/pio-out', 'exits/mmio-read', 'exits/ioeventfd', 'exits/irqfd-wakeup', 'exits/vcpus'];
+    const paths = [
+      'exits/pio-out',
+      'exits/mmio-read',
+      'exits/msr',
+      'exits/ioeventfd',
+      'exits/irqfd-wakeup',
+      'exits/vcpus',
+    ];
     const { stdout, stderr, exitCode } = await bench(['--quick', ...paths, 'lifecycle/one-vm', 'memory']);
     expect(stderr).toMatch(/the report is in report\.html and report\.json/);
     expect(exitCode).toBe(0);
@@ -30,6 +37,7 @@ describeKvm('vmexit bench', () => {
     expect(benchmarks.map(({ name }) => name)).toEqual([
       'exits/pio-out',
       'exits/mmio-read',
+      'exits/msr',
       'exits/vcpus',
       'exits/ioeventfd',
       'exits/irqfd-wakeup',

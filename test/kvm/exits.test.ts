@@ -1,6 +1,6 @@
 import { expect, it } from 'vitest';
-import { KVM_CAP } from 'vmexit/kvm';
-import { createGuest, MMIO_HOLE, pointEsAtMmio, runToEnd } from '../support/guests.js';
+import { KVM_CAP, type MsrFilterRange } from 'vmexit/kvm';
+import { createGuest, enter, MMIO_HOLE, pointEsAtMmio, runToEnd } from '../support/guests.js';
 import { describeKvm, emulatesKernelMode } from '../support/kvm.js';
 
 describeKvm('exits', () => {
@@ -126,7 +126,7 @@ describeKvm('exits', () => {
     const UNKNOWN_MSR = 0x4b56_1234n;
     using guest = createGuest('msr', { regs: { rcx: UNKNOWN_MSR } });
     if (guest.vm.checkExtension(KVM_CAP.X86_USER_SPACE_MSR) === 0) ctx.skip('no KVM_CAP_X86_USER_SPACE_MSR');
-    guest.vm.enableCap(KVM_CAP.X86_USER_SPACE_MSR, [2n]); // KVM_MSR_EXIT_REASON_UNKNOWN
+    guest.vm.setMsrExits({ unknown: true });
     const read = guest.vcpu.run(1000);
     if (read.reason !== 'msr') throw new Error(read.reason);
     expect(read).toMatchObject({ isWrite: false, index: Number(UNKNOWN_MSR) });
@@ -136,6 +136,36 @@ describeKvm('exits', () => {
     const write = guest.vcpu.run(1000);
     expect(write).toMatchObject({ reason: 'msr', isWrite: true, index: Number(UNKNOWN_MSR), data: 42n });
     expect(runToEnd(guest.vcpu)).toMatchObject({ status: 0 });
+  });
+
+  it('hand MSRs to user space that a filter denies to KVM, and only those accesses', (ctx) => {
+    const LSTAR = 0xc000_0082;
+    using guest = createGuest('msr', { regs: { rcx: BigInt(LSTAR) } });
+    if (guest.vm.checkExtension(KVM_CAP.X86_MSR_FILTER) === 0) ctx.skip('no KVM_CAP_X86_MSR_FILTER');
+    guest.vm.setMsrExits({ filtered: true });
+    guest.vm.setMsrFilter({ ranges: [{ base: LSTAR, count: 1, read: true, allow: false }] });
+    const read = guest.vcpu.run(1000);
+    expect(read).toMatchObject({ reason: 'msr', isWrite: false, index: LSTAR });
+    if (read.reason === 'msr') read.data = 6n;
+    expect(runToEnd(guest.vcpu)).toMatchObject({ reports: [6], status: 0 }); // and no exit for the write
+    expect(guest.vcpu.getMsrs([LSTAR])[0].data).toBe(7n);
+
+    guest.vm.setMsrFilter({});
+    enter(guest.vcpu, 'real', { rcx: BigInt(LSTAR) });
+    expect(runToEnd(guest.vcpu)).toMatchObject({ reports: [7], status: 0 });
+  });
+
+  it.each([
+    ['an empty range', { base: 0, count: 0 }, 1, /1 to 12288 MSRs/],
+    ['more MSRs than a bitmap has', { base: 0, count: 12_289 }, 1, /1 to 12288 MSRs/],
+    ['17 ranges', { base: 0, count: 1 }, 17, /16 ranges/],
+    ['a negative index', { base: -1, count: 1 }, 1, /base must be an integer/],
+  ])('have no filter with %s', (_, range, times, message) => {
+    using guest = createGuest('hlt');
+    const ranges = new Array<MsrFilterRange>(times).fill({ ...range, read: true, allow: false });
+    expect(() => guest.vm.setMsrFilter({ ranges })).toThrow(
+      expect.objectContaining({ code: 'INVALID_ARGUMENT', message: expect.stringMatching(message) as string }),
+    );
   });
 
   it('reach the guest’s MSRs that KVM knows without an exit', () => {

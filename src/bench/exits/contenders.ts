@@ -55,6 +55,8 @@ export interface ExitWork {
   exitsPerOperation?: number;
   /** Adds to the VM what the work needs. @returns What is to be closed in the end, and to be checked after each round. */
   attach?(vm: Vm): Disposable & { check(operations: number): void };
+  /** Asks KVM for exits that it does not make by itself. */
+  prepare?(vm: Vm): void;
 }
 
 /** The contenders of every kind of exit: the C loop, the inline loop, a thread for the vCPU, and `vcpu.run()` by hand. */
@@ -165,8 +167,9 @@ export function buses({ space }: ExitWork, device: BusDevice, end: BusDevice): {
 }
 
 /** As a program does that uses `vmexit/kvm` without a run loop. */
-function byHand({ code, exitsPerOperation = 1 }: ExitWork): Session {
+export function byHand({ code, exitsPerOperation = 1, prepare }: Omit<ExitWork, 'space'>): Session {
   const guest = createGuest(code);
+  prepare?.(guest.vm);
   const device = new Counter();
   const [vcpu] = guest.vcpus;
   return {
@@ -197,6 +200,11 @@ function serve(vcpu: Vcpu, device: Counter): void {
     } else if (exit.reason === 'mmio') {
       if (exit.isWrite) device.write(0, 4, exit.getValue(4));
       else exit.setValue(device.read(), 4);
+    } else if (exit.reason === 'msr') {
+      device.write(0, 4, Number(exit.data));
+    } else if (exit.reason === 'hypercall') {
+      device.write(0, 4, Number(exit.args[1]));
+      exit.ret = 0n;
     } else {
       throw new Error(`the guest ended: ${exit.reason}`);
     }
