@@ -4,6 +4,8 @@ import { columns } from './table.js';
 
 const MARKS = { ok: ['green', '✓'], warning: ['yellow', '!'], lack: ['red', '✗'] } as const;
 
+const VERDICTS: Record<keyof HostReport['verdicts'], string> = { kvm: 'KVM', tcg: 'TCG', qemuKvm: 'KVM in QEMU' };
+
 /** `vmexit doctor`. @returns 0 when a Linux guest can run here, else 1. */
 export async function doctor(options: { json?: boolean }): Promise<number> {
   const report = await examineHost();
@@ -24,7 +26,7 @@ export function formatReport(report: HostReport): string {
     lines.push(columns(rows.map(({ state, name, value }) => [`  ${mark(state)}`, name.padEnd(width), value])), '');
   }
   for (const [name, { usable, reason }] of Object.entries(report.verdicts)) {
-    lines.push(`${mark(usable ? 'ok' : 'lack')} ${color('bold', name.toUpperCase())}: ${reason}`);
+    lines.push(`${mark(usable ? 'ok' : 'lack')} ${color('bold', VERDICTS[name as keyof typeof VERDICTS])}: ${reason}`);
   }
   lines.push(`  --accel auto takes ${color('bold', report.auto.toUpperCase())}.`);
   const advice = report.checks.filter((check) => check.advice !== undefined);

@@ -4,6 +4,7 @@ import { execa } from 'execa';
 import { VmmError } from '../errors.js';
 import { findBusybox } from '../guest/busybox.js';
 import { findProgram } from '../guest/debian.js';
+import { findOvmf } from '../guest/ovmf.js';
 import { findKernel } from '../guest/kernel.js';
 import { Kvm, type CapabilityName } from '../kvm/index.js';
 import {
@@ -31,7 +32,8 @@ export interface Verdict {
 }
 
 export interface HostReport {
-  verdicts: { kvm: Verdict; tcg: Verdict };
+  /** `qemuKvm`: a machine `pc` or `q35` of `accel: 'kvm'`. */
+  verdicts: { kvm: Verdict; tcg: Verdict; qemuKvm: Verdict };
   /** What `accel: 'auto'` takes. */
   auto: 'kvm' | 'tcg';
   /** KVM's measurements; absent where it cannot be opened. */
@@ -76,8 +78,12 @@ export async function examineHost(): Promise<HostReport> {
   const tcg: Verdict = qemuPath
     ? { usable: true, reason: `QEMU emulates guests here (${qemuPath}): slower than KVM, but on any host` }
     : { usable: false, reason: 'qemu-system-x86_64 is not installed' };
+  const qemuKvm: Verdict =
+    kvm.usable && qemuPath
+      ? { usable: true, reason: 'sound: --machine pc and q35 run in QEMU with this KVM' }
+      : { usable: false, reason: kvm.usable ? tcg.reason : 'it needs a sound KVM: --machine pc and q35 run by TCG' };
   return {
-    verdicts: { kvm, tcg },
+    verdicts: { kvm, tcg, qemuKvm },
     auto: kvm.usable ? 'kvm' : 'tcg',
     ...(report && { kvm: report }),
     checks: [...kvmChecks, ...host, ...qemu, ...guest],
@@ -186,30 +192,40 @@ async function examineQemu(): Promise<Check[]> {
       'qemu-system-common',
     ),
     programCheck(section, 'passt', ['passt'], 'passt'),
+    ovmfCheck(section),
   ]);
+}
+
+async function ovmfCheck(section: string): Promise<Check> {
+  const name = 'OVMF (UEFI)';
+  const ovmf = await findOvmf({ fetch: false }).catch(() => undefined);
+  if (ovmf) return { section, name, state: 'ok', value: ovmf.codePath };
+  return { section, name, ...(await missing('ovmf', 'warning')) };
+}
+
+/** What comes by a package that is unpacked into the cache, and is not there. */
+async function missing(name: string, severity: Check['state']): Promise<Pick<Check, 'state' | 'value' | 'advice'>> {
+  return (await findProgram('apt-get'))
+    ? { state: 'ok', value: 'not here yet: fetched when it is needed' }
+    : { state: severity, value: 'not found', advice: apt(name) };
 }
 
 async function examineGuestPieces(): Promise<Check[]> {
   const section = 'guest';
   const kernel = await findKernel({ fetch: false }).catch(() => undefined);
   const busybox = await findBusybox({ fetch: false }).catch(() => undefined);
-  const fetchable = Boolean(await findProgram('apt-get'));
-  const missing = (name: string): Pick<Check, 'state' | 'value' | 'advice'> =>
-    fetchable
-      ? { state: 'ok', value: 'not here yet: fetched when it is needed' }
-      : { state: 'lack', value: 'not found', advice: apt(name) };
   return [
     {
       section,
       name: 'kernel',
       ...(kernel
         ? { state: 'ok' as const, value: `${kernel.release} (${kernel.vmlinuzPath})` }
-        : missing('linux-image-cloud-amd64')),
+        : await missing('linux-image-cloud-amd64', 'lack')),
     },
     {
       section,
       name: 'busybox, static',
-      ...(busybox ? { state: 'ok' as const, value: busybox } : missing('busybox-static')),
+      ...(busybox ? { state: 'ok' as const, value: busybox } : await missing('busybox-static', 'lack')),
     },
   ];
 }

@@ -7,6 +7,7 @@ import type { GuestArch } from '../guest/arch.js';
 import { findBusybox } from '../guest/busybox.js';
 import { ensureInstalled, QEMU_SYSTEM, type DebianOptions } from '../guest/debian.js';
 import { buildInitramfs, EXIT_PORT_MODULES, type InitramfsOptions } from '../guest/initramfs.js';
+import { findOvmf } from '../guest/ovmf.js';
 import { findKernel } from '../guest/kernel.js';
 import type { Accelerator } from '../machine/accelerator.js';
 import { guestSetup, type GuestDevices } from './guest-setup.js';
@@ -33,6 +34,18 @@ export interface ImageOptions {
   interactive: boolean;
   /** Default: none but the console on the serial port. */
   devices?: GuestDevices;
+}
+
+/**
+ * What a machine in QEMU needs of this host: QEMU, and its firmware where that comes by a package of its own.
+ *
+ * @throws as {@link prepareImages}.
+ */
+export function prepareQemu(arch: GuestArch, firmware: string | undefined): Promise<void> {
+  return interruptible(async (signal) => {
+    await ensureInstalled(QEMU_SYSTEM[arch], { onProgress: say, signal });
+    if (firmware === 'ovmf') await findOvmf({ onProgress: say, signal });
+  });
 }
 
 /**

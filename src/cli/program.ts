@@ -16,6 +16,8 @@ The first disk is /dev/vda in the guest, to be mounted by COMMAND:
   vmexit run --drive disk.img -- sh -c 'mount /dev/vda /mnt && ls /mnt'
   vmexit run --share .:src:ro -- ls /mnt/src
   vmexit run -p 8080:80 -- httpd -f -h /etc
+A disk with a boot loader and a system of its own, without a COMMAND, boots in a PC of QEMU's:
+  vmexit run --machine q35 --firmware ovmf --memory 2G --drive disk.qcow2
 `;
 
 /**
@@ -39,7 +41,8 @@ export function makeProgram(exit: (status: number) => void): Command {
     .summary('boot a guest, for a shell or for one command')
     .description(
       'Boots a Linux guest: for a shell where there is a terminal, for COMMAND where one is given. Without --kernel, ' +
-        "Debian's cloud kernel is fetched, once; without --initrd, an initramfs with busybox is made.",
+        "Debian's cloud kernel is fetched, once; without --initrd, an initramfs with busybox is made. " +
+        'With --machine pc or q35, a disk may be booted instead.',
     )
     .argument('[command...]', 'what to run in the guest, after `--`')
     .option('--kernel <file>', 'kernel to boot: a bzImage (vmlinuz), an ELF vmlinux, or a Multiboot kernel')
@@ -50,6 +53,12 @@ export function makeProgram(exit: (status: number) => void): Command {
         .choices(['x86_64', 'aarch64', 'riscv64'])
         .default('x86_64'),
     )
+    .addOption(
+      new Option('--machine <type>', "microvm, or a PC of QEMU's, which boots disks that have a boot loader")
+        .choices(['microvm', 'pc', 'q35'])
+        .default('microvm'),
+    )
+    .option('--firmware <firmware>', 'of a pc or q35: seabios (the default), ovmf (UEFI), or a file')
     .option('--cpus <n>', 'virtual CPUs', parsePositiveInteger, 1)
     .addOption(
       new Option('--cpu <template>', 'what the CPUs can do: all that KVM supports here, or what every recent host has')
@@ -64,7 +73,7 @@ export function makeProgram(exit: (status: number) => void): Command {
     )
     .option(
       '--drive <disk>',
-      'add a disk: PATH[,ro][,serial=S], a raw image or a block device, or PATH,backend=qemu[,format=raw|qcow2][,ro]; repeatable',
+      'add a disk: PATH[,ro][,serial=S], a raw image or a block device, or PATH[,backend=qemu][,format=raw|qcow2][,ro]; repeatable',
       addDrive,
     )
     .option('--net <network>', 'add a network card: user (passt, without privileges), tap=NAME, or none', addNet)

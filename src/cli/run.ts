@@ -1,17 +1,20 @@
 import { VmmError } from '../errors.js';
 import type { GuestArch } from '../guest/arch.js';
 import { chooseAccelerator } from '../machine/accelerator.js';
+import { checkBoot, isQemuMachine, type MachineType } from '../machine/machine-type.js';
 import { deviceConfig, guestDevices, type DeviceOptions } from './device-options.js';
 import type { CpuTemplate } from '../machine/cpuid-policy.js';
 import { isForeignKernel } from '../machine/foreign.js';
 import { statusAsInQemu } from './exit-status.js';
-import { prepareImages } from './images.js';
+import { prepareImages, prepareQemu } from './images.js';
 import { say } from './output.js';
 import { runSession, type SessionResult } from './session.js';
 import { statsJson, statsTable } from './stats-table.js';
 
 export interface RunOptions extends DeviceOptions {
   arch: GuestArch;
+  machine: MachineType;
+  firmware?: string;
   kernel?: string;
   initrd?: string;
   cmdline?: string;
@@ -34,14 +37,20 @@ export async function run(command: readonly string[], options: RunOptions): Prom
     throw new VmmError('INVALID_ARGUMENT', 'a COMMAND is run by the initramfs of vmexit: leave --initrd out, or it');
   }
   if (options.json && !options.stats) throw new VmmError('INVALID_ARGUMENT', '--json is about --stats: give both');
-  const { arch, cpus, cpu: cpuTemplate, memory, accel, timeout, testdev } = options;
+  const { arch, machine: type, firmware, kernel, cpus, cpu: cpuTemplate, memory, accel, timeout, testdev } = options;
   const devices = deviceConfig(options);
   const timeoutMs = timeout === undefined ? undefined : timeout * 1000;
-  const { accel: chosen, reason } = chooseAccelerator(accel, arch);
+  const { accel: chosen, reason } = chooseAccelerator(accel, arch, type);
   // An insisting user hears why it may fail.
   if (interactive || (accel === 'kvm' && reason.includes('cannot run'))) say(reason);
 
-  const foreign = arch === 'x86_64' && options.kernel !== undefined && (await isForeignKernel(options.kernel));
+  // A disk is there to be booted, unless there is something else to be run.
+  const bootsDisk = isQemuMachine(type) && kernel === undefined && !hasCommand && devices.drives.length > 0;
+  const { drives, net } = devices;
+  // Before anything is fetched. Without a kernel of the user's there is Debian's.
+  checkBoot({ ...options, drives, net, kernel: bootsDisk ? undefined : (kernel ?? '') });
+  if (isQemuMachine(type)) await prepareQemu(arch, firmware);
+  const foreign = arch === 'x86_64' && kernel !== undefined && (await isForeignKernel(kernel));
   if (foreign && hasCommand) {
     throw new VmmError(
       'INVALID_ARGUMENT',
@@ -49,15 +58,14 @@ export async function run(command: readonly string[], options: RunOptions): Prom
     );
   }
 
-  const machine = { cpus, cpuTemplate, memory, accel, testdev, ...devices };
+  const machine = { arch, machine: type, firmware, cpus, cpuTemplate, memory, accel, testdev, ...devices };
   let result: SessionResult;
-  if (options.initrd !== undefined || foreign) {
-    if (options.kernel === undefined) throw new VmmError('INVALID_ARGUMENT', '--initrd needs --kernel');
+  if (bootsDisk || options.initrd !== undefined || foreign) {
+    if (!bootsDisk && kernel === undefined) throw new VmmError('INVALID_ARGUMENT', '--initrd needs --kernel');
     if (interactive) sayEscape();
     result = await runSession({
       vm: {
-        arch,
-        kernel: options.kernel,
+        kernel,
         initrd: options.initrd,
         cmdline: options.cmdline,
         ...machine,
@@ -69,7 +77,7 @@ export async function run(command: readonly string[], options: RunOptions): Prom
   } else {
     await using images = await prepareImages(chosen, {
       arch,
-      kernelPath: options.kernel,
+      kernelPath: kernel,
       command: hasCommand ? command : undefined,
       interactive,
       devices: guestDevices(devices),
@@ -77,7 +85,6 @@ export async function run(command: readonly string[], options: RunOptions): Prom
     if (interactive) sayEscape();
     result = await runSession({
       vm: {
-        arch,
         kernel: images.kernelPath,
         initrd: images.initrdPath,
         cmdline: options.cmdline ?? 'quiet',

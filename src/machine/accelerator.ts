@@ -1,5 +1,6 @@
 import { VmmError } from '../errors.js';
 import type { GuestArch } from '../guest/arch.js';
+import { isQemuMachine, type MachineType } from './machine-type.js';
 import { kvmProblems, probeKvm, type KvmProbe } from './kvm-probe.js';
 
 export type Accelerator = 'kvm' | 'tcg';
@@ -32,9 +33,15 @@ function probeOnce(): KvmProbe | VmmError {
  * choice in a process takes about 20 ms, in which this thread stands still.
  *
  * @param arch The guest's. Another than this host's leaves TCG alone.
- * @throws VmmError code "ACCEL_UNAVAILABLE" when `kvm` was asked for and there is none; the message says what to do.
+ * @param machine A `pc` or `q35` runs firmware, and so needs a KVM that can run anything.
+ * @throws VmmError code "ACCEL_UNAVAILABLE" when `kvm` was asked for and there is none that will do; the message says what
+ *   to do.
  */
-export function chooseAccelerator(request: 'auto' | Accelerator, arch: GuestArch = 'x86_64'): AcceleratorChoice {
+export function chooseAccelerator(
+  request: 'auto' | Accelerator,
+  arch: GuestArch = 'x86_64',
+  machine: MachineType = 'microvm',
+): AcceleratorChoice {
   if (arch !== 'x86_64') {
     if (request !== 'kvm')
       return { accel: 'tcg', reason: `TCG: a guest of ${arch} is emulated on this host of x86_64` };
@@ -55,11 +62,14 @@ export function chooseAccelerator(request: 'auto' | Accelerator, arch: GuestArch
   if (problems.length === 0) {
     return {
       accel: 'kvm',
-      reason: `KVM: it runs kernel code at ${Math.round(probe.cpl0Rate).toLocaleString('en')} M instructions/s`,
+      reason: `${isQemuMachine(machine) ? "KVM, in QEMU's hands" : 'KVM'}: it runs kernel code at ${Math.round(probe.cpl0Rate).toLocaleString('en')} M instructions/s`,
       probe,
     };
   }
   const why = `this host's KVM cannot run an unmodified kernel: ${problems.join('; ')}`;
+  if (request === 'kvm' && isQemuMachine(machine)) {
+    throw new VmmError('ACCEL_UNAVAILABLE', `a ${machine} under KVM needs a sound one, but ${why}: take tcg`);
+  }
   // Who insists may have a guest of another kind.
   if (request === 'kvm') return { accel: 'kvm', reason: `KVM was asked for, although ${why}`, probe };
   return { accel: 'tcg', reason: `TCG: ${why}`, probe };

@@ -116,7 +116,7 @@ export class Board {
       throw new VmmError('INVALID_ARGUMENT', message);
     }
     const [kernel, initrd] = await Promise.all([
-      readImage(config.kernelPath, 'BAD_KERNEL'),
+      readImage(config.kernelPath!, 'BAD_KERNEL'), // every microvm has one
       config.initrdPath === undefined ? undefined : readImage(config.initrdPath, 'BAD_INITRD'),
     ]);
     const vm = kvm.createVm();

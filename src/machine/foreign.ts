@@ -6,7 +6,7 @@ import type { MachineConfig } from './machine.js';
 
 /** The command line of a kernel that is no Linux: by custom its name comes first. */
 export function foreignCmdline({ kernelPath, kernelArguments }: MachineConfig): string {
-  return `${basename(kernelPath)} ${kernelArguments}`.trimEnd();
+  return `${basename(kernelPath!)} ${kernelArguments}`.trimEnd();
 }
 
 /** Whether a kernel is booted by Multiboot, without an initramfs of ours. @throws VmmError code "BAD_KERNEL" */

@@ -6,6 +6,7 @@ import type { QemuDeviceDescription } from '../backends/qemu/remote-pci/device.j
 import type { Blockdev, QemuDisk } from '../backends/qemu/storage-daemon.js';
 import type { VirtiofsShare } from '../backends/qemu/virtiofsd.js';
 import type { VhostUserKind } from '../backends/vhost-user/kinds.js';
+import type { Firmware, MachineType } from './machine-type.js';
 import type { Balloon } from './balloon.js';
 import type { PortForward } from '../backends/net/port-forward.js';
 import type { RateLimit } from '../devices/rate-limiter.js';
@@ -152,7 +153,11 @@ export type DeviceConfig = UserDeviceConfig | QemuPciConfig;
 /** What both machines are made from; already validated. Paths are absolute. */
 export interface MachineConfig {
   arch: GuestArch;
-  kernelPath: string;
+  machine: MachineType;
+  /** Of a PC of QEMU's; a microvm has none. */
+  firmware?: Firmware;
+  /** Absent where firmware boots a disk. */
+  kernelPath?: string;
   initrdPath?: string;
   /** Linux's whole command line: nothing is added to it. */
   cmdline: string;

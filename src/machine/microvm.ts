@@ -6,13 +6,15 @@ import { VmmError } from '../errors.js';
 import { chooseAccelerator } from './accelerator.js';
 import type { Balloon } from './balloon.js';
 import { KvmMachine } from './kvm-machine.js';
+import { isQemuMachine } from './machine-type.js';
 import type { Machine, MachineEvents, MachineExit, MachineState, MachineStats } from './machine.js';
 import { parseOptions, type MicroVMOptions } from './options.js';
 import { QemuMachine } from './qemu-machine.js';
 import type { Vsock } from './vsock.js';
 
 /**
- * A virtual machine that boots a Linux kernel: under KVM by this package, or in a QEMU process where KVM is of no use.
+ * A virtual machine that boots a Linux kernel: under KVM by this package, or in a QEMU process where KVM is of no use. With
+ * `machine: 'pc'` or `'q35'` it is always QEMU's, and may boot a disk by firmware.
  *
  * ```ts
  * await using vm = await MicroVM.create({ kernel: 'vmlinuz', initrd: 'initrd.img' });
@@ -42,13 +44,16 @@ export class MicroVM extends EventEmitter<MachineEvents> implements Omit<Machine
    * Makes the machine and loads its kernel; nothing runs yet.
    *
    * @throws VmmError code "INVALID_ARGUMENT" naming the option that is wrong; "BAD_KERNEL", "BAD_INITRD", "BAD_CMDLINE",
-   *   "OUT_OF_GUEST_MEMORY"; "ACCEL_UNAVAILABLE" when the accelerator that was asked for is not there;
+   *   "OUT_OF_GUEST_MEMORY"; "IMAGE_NOT_FOUND" for firmware; "ACCEL_UNAVAILABLE" when the accelerator that was asked for is not there;
    *   "QEMU_UNAVAILABLE" when QEMU is needed and not installed.
    */
   static async create(options: MicroVMOptions): Promise<MicroVM> {
     const { config, accel: request } = parseOptions(options);
-    const { accel, reason } = chooseAccelerator(request, config.arch);
-    const machine = accel === 'kvm' ? await KvmMachine.create(config) : await QemuMachine.create(config);
+    const { accel, reason } = chooseAccelerator(request, config.arch, config.machine);
+    const machine =
+      accel === 'kvm' && !isQemuMachine(config.machine)
+        ? await KvmMachine.create(config)
+        : await QemuMachine.create(config, { accel });
     return new MicroVM(machine, reason);
   }
 

@@ -17,6 +17,7 @@ import { MAX_CONFIG_BYTES } from '../backends/vhost-user/protocol.js';
 import { parsePortForward } from '../backends/net/port-forward.js';
 import type { RateLimit } from '../devices/rate-limiter.js';
 import { formatOf, imageFile, type Blockdev } from '../backends/qemu/storage-daemon.js';
+import { checkBoot, isNamed, type MachineType } from './machine-type.js';
 import { MAX_VCPUS, PCI, USER_MMIO, VIRTIO_MMIO } from './layout.js';
 import type { QemuProperties } from '../backends/qemu/remote-pci/device.js';
 import type { DeviceConfig, DriveConfig, MachineConfig, NetConfig, ShareConfig } from './machine.js';
@@ -77,7 +78,7 @@ const drive = z
     path: path.optional(),
     blockdev: blockdev.optional(),
     format: z.enum(['raw', 'qcow2']).optional(),
-    backend: z.enum(['local', 'qemu']).default('local'),
+    backend: z.enum(['local', 'qemu']).optional(),
     readOnly: z.boolean().default(false),
     serial: z
       .string()
@@ -90,10 +91,11 @@ const drive = z
       context.addIssue(message);
       return z.NEVER;
     };
-    const { path, blockdev, backend, readOnly, serial } = drive;
+    const { path, blockdev, readOnly, serial } = drive;
     const limits = defined({ rateLimit: drive.rateLimit }) as { rateLimit?: RateLimit };
     if ((path === undefined) === (blockdev === undefined)) return refuse('give a path, or a blockdev');
     const format = drive.format ?? formatOf(path ?? '');
+    const backend = drive.backend ?? (format === 'qcow2' ? 'qemu' : 'local');
     if (backend === 'qemu') {
       if (serial !== undefined) return refuse("QEMU's storage daemon gives a disk no serial number");
       if (drive.rateLimit)
@@ -261,7 +263,9 @@ const device = z.discriminatedUnion('type', [userDevice, qemuPciDevice]);
 
 const schema = z.strictObject({
   arch: z.enum(['x86_64', 'aarch64', 'riscv64']).default('x86_64'),
-  kernel: path,
+  machine: z.enum(['microvm', 'pc', 'q35']).default('microvm'),
+  firmware: path.optional(),
+  kernel: path.optional(),
   initrd: path.optional(),
   cmdline: z.string().refine(noNul, 'a command line holds no NUL').default(''),
   cpus: z.number().int().min(1).max(MAX_VCPUS.tcg, TOO_MANY_CPUS).default(1),
@@ -306,10 +310,22 @@ export interface MicroVMOptions {
   /** The guest's instruction set. Default `x86_64`, this host's; every other is emulated (TCG). */
   arch?: GuestArch | undefined;
   /**
-   * Path of a kernel: Linux, a bzImage (`vmlinuz`, 64-bit or 32-bit) or an ELF64 file (`vmlinux`), or one with a
-   * Multiboot header; for another `arch` Linux's `Image`.
+   * `microvm`, the default: only what a kernel needs that knows it is a guest. `pc` (i440FX) and `q35`: QEMU's PCs with
+   * firmware, for disks with a boot loader of their own and for guests that a microvm does not carry; in a QEMU process
+   * under KVM, too. docs/accelerators.md says what each has.
    */
-  kernel: string;
+  machine?: MachineType | undefined;
+  /**
+   * Of a `pc` or `q35`: `seabios`, the default, `ovmf` (UEFI, with variables that live as long as the machine), or the
+   * path of an image.
+   */
+  firmware?: 'seabios' | 'ovmf' | (string & {}) | undefined;
+  /**
+   * Path of a kernel: Linux, a bzImage (`vmlinuz`, 64-bit or 32-bit) or an ELF64 file (`vmlinux`), or one with a
+   * Multiboot header; for another `arch` Linux's `Image`. A microvm needs one; a `pc` or `q35` without boots its disks, in
+   * their order.
+   */
+  kernel?: string | undefined;
   /** Path of an initial RAM disk; a Multiboot kernel's module. */
   initrd?: string | undefined;
   /**
@@ -423,7 +439,8 @@ export type DriveOptions = {
     }
   | {
       /** Served by qemu-storage-daemon in a process of its own. See `MicroVM.drives`. */
-      backend: 'qemu';
+      /** Default for a qcow2 image. */
+      backend?: 'qemu' | undefined;
       path: string;
       /** Default: `qcow2` for a path that ends in `.qcow2`, else `raw`. An image's backing files are opened with it. */
       format?: 'raw' | 'qcow2' | undefined;
@@ -551,11 +568,14 @@ export function parseOptions(options: MicroVMOptions): { config: MachineConfig; 
   if (result.data.cpus % result.data.threadsPerCore !== 0) {
     throw new VmmError('INVALID_ARGUMENT', 'threadsPerCore: 2 needs an even number of cpus');
   }
-  const { kernel, initrd, cmdline, cpus, memory, accel, net, vsock, vhostUser, devices, ...rest } = result.data;
+  checkBoot(result.data);
+  const { firmware, kernel, initrd, cmdline, cpus, memory, accel, net, vsock, vhostUser, devices, ...rest } =
+    result.data;
   const base = baseCmdline(rest.console, rest.arch);
   return {
     config: {
-      kernelPath: resolve(kernel),
+      ...(firmware !== undefined && { firmware: isNamed(firmware) ? firmware : (resolve(firmware) as `/${string}`) }),
+      ...(kernel !== undefined && { kernelPath: resolve(kernel) }),
       ...(initrd !== undefined && { initrdPath: resolve(initrd) }),
       cmdline: cmdline.trim() === '' ? base : `${base} ${cmdline.trim()}`,
       kernelArguments: cmdline.trim(),

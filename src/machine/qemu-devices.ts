@@ -43,7 +43,7 @@ export function checkSupported(config: MachineConfig): void {
   );
   throw new VmmError(
     'ACCEL_UNAVAILABLE',
-    `${names.join(', ')}: this needs KVM; a guest emulated by QEMU (TCG) goes without (docs/accelerators.md)`,
+    `${names.join(', ')}: this needs a microvm under KVM; a guest in QEMU goes without (docs/accelerators.md)`,
   );
 }
 
@@ -68,8 +68,10 @@ export async function lockImages(drives: readonly DriveConfig[]): Promise<AsyncD
 }
 
 /** QEMU's arguments for the virtio devices of a configuration that {@link checkSupported} let pass. */
-export async function deviceArguments({ console, drives, net, rng }: MachineConfig): Promise<string[]> {
-  const disks = await Promise.all(drives.map(driveArguments));
+export async function deviceArguments({ console, drives, net, rng, kernelPath }: MachineConfig): Promise<string[]> {
+  // Firmware tries the disks in their order.
+  const boots = kernelPath === undefined;
+  const disks = await Promise.all(drives.map((drive, i) => driveArguments(drive, i, boots ? { bootindex: i } : {})));
   return [
     ...(console === 'virtio'
       ? ['-device', 'virtio-serial-pci,id=console', '-device', 'virtconsole,bus=console.0,chardev=serial0']
@@ -80,10 +82,10 @@ export async function deviceArguments({ console, drives, net, rng }: MachineConf
   ];
 }
 
-async function driveArguments(drive: DriveConfig, index: number): Promise<string[]> {
+async function driveArguments(drive: DriveConfig, index: number, boot: { bootindex?: number }): Promise<string[]> {
   const id = `drive${index}`;
   const node = { 'node-name': id, 'read-only': drive.readOnly, discard: 'unmap' };
-  const device = { driver: 'virtio-blk-pci', drive: id };
+  const device = { driver: 'virtio-blk-pci', drive: id, ...boot };
   switch (drive.backend) {
     case 'local': {
       const { path, serial } = drive;

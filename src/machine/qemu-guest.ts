@@ -6,18 +6,11 @@ import { describeExit, type ProcessExit } from '../backends/qemu/supervised.js';
 import type { QmpShutdownCause } from '../backends/qemu/qmp.js';
 import { allHalted, parseBytes, parseCodeBits, parseRegisters } from '../backends/qemu/registers.js';
 import type { GuestArch } from '../guest/arch.js';
+import type { Accelerator } from './accelerator.js';
 import { isForeignKernel } from './foreign.js';
 import { deviceArguments } from './qemu-devices.js';
 import type { CrashReport, MachineConfig, MachineExit } from './machine.js';
-
-/**
- * QEMU's q35 with what a PC's firmware and kernels rely on, and nothing else.
- *
- * `microvm` would save 0.1 s of 1.7 s. But it has neither HPET nor PM timer, and with ACPI no timer interrupt before the
- * kernel has calibrated its TSC. When that fails, as it does under TCG on a busy host in one boot of ten, Linux waits
- * for its first tick for ever.
- */
-const MACHINE = 'q35,accel=tcg,sata=off,smbus=off,usb=off,vmport=off';
+import type { QemuPlatform } from './qemu-platform.js';
 
 /** Carries seven bits of what the guest writes; see `#debugExit`. */
 const DEBUG_EXIT = 'isa-debug-exit,iobase=0xf4,iosize=0x04';
@@ -56,16 +49,22 @@ export class QemuGuest {
   }
 
   /** Starts QEMU; the guest waits before its first instruction. @throws as `QemuProcess.start` does. */
-  static async create(config: MachineConfig, options: { signal?: AbortSignal } = {}): Promise<QemuGuest> {
+  static async create(
+    config: MachineConfig,
+    platform: QemuPlatform,
+    options: { signal?: AbortSignal } = {},
+  ): Promise<QemuGuest> {
+    const { arch, kernelPath } = config;
     // QEMU puts a Multiboot kernel's name first by itself.
-    const foreign = config.arch === 'x86_64' && (await isForeignKernel(config.kernelPath));
+    const foreign = arch === 'x86_64' && kernelPath !== undefined && (await isForeignKernel(kernelPath));
     return new QemuGuest(
       config.arch,
       await QemuProcess.start({
         program: programOf(config),
         chardevs: ['serial0', 'debug', ...(config.testdev ? [TEST_OUTPUT] : [])],
         args: [
-          ...qemuArguments(config, foreign ? config.kernelArguments : config.cmdline),
+          ...platform.args,
+          ...qemuArguments(config, foreign ? config.kernelArguments : config.cmdline, platform),
           ...(await deviceArguments(config)),
         ],
         ...options,
@@ -205,35 +204,31 @@ async function ended(stream: Duplex): Promise<void> {
   await new Promise<void>((resolve) => stream.once('end', resolve).once('close', resolve));
 }
 
-function qemuArguments(config: MachineConfig, cmdline: string): string[] {
+function qemuArguments(config: MachineConfig, cmdline: string, { accel }: QemuPlatform): string[] {
   return [
     ...['-cpu', 'max', '-smp', String(config.cpus)],
     ...['-m', `size=${Math.ceil(config.memoryBytes / 2 ** 10)}k`],
-    ...['-kernel', config.kernelPath, '-append', cmdline],
+    ...(config.kernelPath === undefined ? [] : ['-kernel', config.kernelPath, '-append', cmdline]),
     ...(config.initrdPath === undefined ? [] : ['-initrd', config.initrdPath]),
     // A virtio console has the character device instead.
     ...(config.console === 'serial' ? ['-serial', 'chardev:serial0'] : []),
-    ...(config.arch === 'x86_64' ? pcArguments(config) : virtArguments(config)),
+    ...(config.arch === 'x86_64' ? pcArguments(config, accel) : virtArguments()),
     // The guest's end stops it, so that it can be looked at; `quit` then ends the process.
     ...['-action', 'reboot=shutdown,shutdown=pause,panic=shutdown'],
   ];
 }
 
-function pcArguments(config: MachineConfig): string[] {
+function pcArguments(config: MachineConfig, accel: Accelerator): string[] {
   return [
-    ...['-M', MACHINE],
     ...['-device', DEBUG_EXIT_BYTE, '-device', DEBUG_EXIT, '-device', 'pvpanic'],
     ...(config.testdev ? ['-device', 'pc-testdev', '-device', `isa-debugcon,iobase=0xf1,chardev=${TEST_OUTPUT}`] : []),
-    // The only way to tell a triple fault from a reset the guest asked for: QEMU logs the former.
-    ...['-d', 'cpu_reset'],
+    // The only way to tell a triple fault from a reset the guest asked for: QEMU logs the former, its KVM does not.
+    ...(accel === 'tcg' ? ['-d', 'cpu_reset'] : []),
   ];
 }
 
-/** The machines that QEMU made up for architectures without a PC, both called `virt`. */
-function virtArguments({ arch }: MachineConfig): string[] {
+function virtArguments(): string[] {
   return [
-    // GICv2 has room for 8 CPUs.
-    ...(arch === 'aarch64' ? ['-M', 'virt,accel=tcg,gic-version=3'] : ['-M', 'virt,accel=tcg']),
     ...['-device', 'pvpanic-pci', '-device', 'virtio-serial-pci,id=exit'],
     ...['-device', `virtserialport,bus=exit.0,chardev=debug,name=${EXIT_PORT_NAME}`],
   ];

@@ -28,6 +28,7 @@ export async function checkImages({
   cmdline,
   memoryBytes,
 }: MachineConfig): Promise<void> {
+  if (kernelPath === undefined) return; // what firmware finds on a disk is the guest's affair
   const kernel = await readFile(kernelPath).catch((cause: unknown) => {
     throw unreadable('BAD_KERNEL', 'kernel', kernelPath, cause);
   });

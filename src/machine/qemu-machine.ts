@@ -1,35 +1,46 @@
 import { EventEmitter } from 'node:events';
 import { VmmError } from '../errors.js';
 import { Batches } from '../backends/qemu/batches.js';
+import type { Accelerator } from './accelerator.js';
 import { noBalloon, type Balloon } from './balloon.js';
 import { ConsoleStream } from './console-stream.js';
 import type { Machine, MachineConfig, MachineEvents, MachineExit, MachineState, MachineStats } from './machine.js';
 import { QemuGuest } from './qemu-guest.js';
 import { checkSupported, lockImages } from './qemu-devices.js';
 import { checkImages } from './qemu-images.js';
+import { openPlatform, type QemuPlatform } from './qemu-platform.js';
 
 /** Console output that may wait for a slow reader before QEMU, and so the guest's serial port, has to. */
 const OUTPUT_WINDOW_BYTES = 2 ** 20;
 
-/** Emulates the machine in a QEMU process, by TCG. For hosts without a usable KVM. */
+/** The machine in a QEMU process: emulated by TCG, for hosts without a usable KVM, or a PC of QEMU's under either. */
 export class QemuMachine implements Machine {
-  readonly accel = 'tcg';
+  readonly accel: Accelerator;
   readonly drives = [];
   readonly shares = [];
   readonly console: ConsoleStream;
   readonly exited: Promise<MachineExit>;
   readonly events = new EventEmitter<MachineEvents>();
   readonly #config: MachineConfig;
-  readonly #images: AsyncDisposable;
+  readonly #platform: QemuPlatform;
+  /** What is given back when QEMU is gone. */
+  readonly #held: readonly AsyncDisposable[];
   #guest: QemuGuest;
   #outputs!: QemuGuest['outputs'];
   #waitingBytes = 0;
   #state: MachineState = 'created';
   #settle!: { resolve: (exit: MachineExit) => void; reject: (error: unknown) => void };
 
-  private constructor(config: MachineConfig, guest: QemuGuest, images: AsyncDisposable) {
+  private constructor(
+    config: MachineConfig,
+    platform: QemuPlatform,
+    guest: QemuGuest,
+    held: readonly AsyncDisposable[],
+  ) {
     this.#config = config;
-    this.#images = images;
+    this.#platform = platform;
+    this.accel = platform.accel;
+    this.#held = held;
     this.#guest = guest;
     this.console = new ConsoleStream({
       write: (bytes, taken) => this.#outputs[0].write(bytes, taken),
@@ -50,17 +61,23 @@ export class QemuMachine implements Machine {
    *
    * The process is bound to the thread that calls this, and ends with it; see `QemuProcess.start`.
    *
+   * @param options.accel Default: `tcg`.
    * @throws VmmError code "ACCEL_UNAVAILABLE" for what this machine does not have. "BAD_KERNEL", "BAD_INITRD", "BAD_CMDLINE", "OUT_OF_GUEST_MEMORY"; "QEMU_UNAVAILABLE" naming
    *   what to install, "QEMU_FAILED" with what QEMU said, or "ABORTED".
    */
-  static async create(config: MachineConfig, options: { signal?: AbortSignal } = {}): Promise<QemuMachine> {
+  static async create(
+    config: MachineConfig,
+    { accel = 'tcg', ...options }: { accel?: Accelerator; signal?: AbortSignal } = {},
+  ): Promise<QemuMachine> {
     checkSupported(config);
     await checkImages(config);
-    const images = await lockImages(config.drives);
+    const held = [await lockImages(config.drives)];
     try {
-      return new QemuMachine(config, await QemuGuest.create(config, options), images);
+      const platform = await openPlatform(config, accel);
+      held.push(platform);
+      return new QemuMachine(config, platform, await QemuGuest.create(config, platform, options), held);
     } catch (error) {
-      await images[Symbol.asyncDispose]();
+      await dispose(held);
       throw error;
     }
   }
@@ -98,7 +115,7 @@ export class QemuMachine implements Machine {
     if (this.#state === 'created') return;
     const old = this.#guest;
     await old.pause();
-    const guest = await QemuGuest.create(this.#config);
+    const guest = await QemuGuest.create(this.#config, this.#platform);
     try {
       // The guest may have ended, or the machine been closed, while QEMU started.
       this.#require('reset', 'running', 'paused');
@@ -158,7 +175,7 @@ export class QemuMachine implements Machine {
     const ended = this.#end();
     this.#state = 'closed';
     await ended;
-    await this.#images[Symbol.asyncDispose]();
+    await dispose(this.#held);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -211,6 +228,8 @@ export class QemuMachine implements Machine {
     );
   }
 }
+
+const dispose = (held: readonly AsyncDisposable[]) => Promise.all(held.map((each) => each[Symbol.asyncDispose]()));
 
 const closed = (operation: string) =>
   new VmmError('CLOSED', `${operation}() on a machine that was closed: create another`, { operation });

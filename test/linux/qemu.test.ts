@@ -33,6 +33,7 @@ beforeAll(async () => {
   const initrdPath = await initramfs('echo READY; while read -r line; do eval "$line"; done');
   config = {
     arch: 'x86_64',
+    machine: 'microvm',
     kernelPath: kernel.vmlinuzPath,
     initrdPath,
     kernelArguments: 'quiet',
@@ -376,7 +377,7 @@ describe('MicroVM under TCG', () => {
     const junk = join(directory, 'junk');
     await writeFile(junk, Buffer.alloc(8192, 0x5a));
     const cut = join(directory, 'cut');
-    await writeFile(cut, await import('node:fs/promises').then((fs) => fs.readFile(config.kernelPath)));
+    await writeFile(cut, await import('node:fs/promises').then((fs) => fs.readFile(config.kernelPath!)));
     await truncate(cut, 100_000);
     const empty = join(directory, 'empty');
     await writeFile(empty, '');

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { OPTION_NAMES, parseOptions, type MicroVMOptions } from '../../../src/machine/options.js';
+import { MACHINE_TYPES } from '../../../src/machine/machine-type.js';
 import { checkSupported, REFUSED_UNDER_TCG } from '../../../src/machine/qemu-devices.js';
 
 const doc = readFileSync(new URL('../../../docs/accelerators.md', import.meta.url), 'utf8');
@@ -25,6 +26,21 @@ describe('docs/accelerators.md', () => {
   it('says of every option what each machine makes of it', () => {
     expect([...rows.keys()].sort()).toEqual([...OPTION_NAMES].sort());
     for (const [option, { tcg }] of rows) expect(`${option}: ${tcg}`).toBe(`${option}: ${underTcg(option)}`);
+  });
+
+  it('says of every machine type what it is', () => {
+    const yesNo = (value: boolean) => (value ? 'yes' : 'no');
+    const documented = [...doc.matchAll(/^\| `(\w+)` +\| (\S+) +\| (\S+) +\| (\S+) +\| ([^|]*?) +\| (\S+) +\|$/gm)];
+    expect(documented.map((columns) => columns.slice(1))).toEqual(
+      Object.entries(MACHINE_TYPES).map(([type, { underKvm, firmware, architectures }]) => [
+        type,
+        underKvm,
+        'QEMU',
+        yesNo(firmware),
+        architectures.map((arch) => `\`${arch}\``).join(', '),
+        firmware ? 'optional' : 'needed',
+      ]),
+    );
   });
 
   it.each<[keyof MicroVMOptions, Partial<MicroVMOptions>]>([

@@ -19,6 +19,7 @@ describe('options', () => {
       accel: 'auto',
       config: {
         arch: 'x86_64',
+        machine: 'microvm',
         kernelPath: resolve('vmlinuz'),
         cmdline: 'console=ttyS0 panic=-1',
         kernelArguments: '',
@@ -219,6 +220,8 @@ describe('a drive', () => {
 
   it.each([
     [{ path: '/a.qcow2', backend: 'qemu' }, file('qcow2', '/a.qcow2')],
+    [{ path: '/a.qcow2' }, file('qcow2', '/a.qcow2')],
+    [{ path: '/a', format: 'qcow2' }, file('qcow2', '/a')],
     [{ path: '/a', backend: 'qemu', format: 'qcow2' }, file('qcow2', '/a')],
     // A guest may have written that name's bytes to it, but not the name.
     [{ path: '/a', backend: 'qemu' }, file('raw', '/a')],
@@ -233,8 +236,8 @@ describe('a drive', () => {
   it.each([
     [{}, /give a path, or a blockdev/],
     [{ path: '/a', blockdev: { driver: 'null-co' }, backend: 'qemu' }, /give a path, or a blockdev/],
-    [{ path: '/a', format: 'qcow2' }, /needs backend: 'qemu'/],
-    [{ path: '/a.qcow2' }, /needs backend: 'qemu'/],
+    [{ path: '/a', format: 'qcow2', backend: 'local' }, /needs backend: 'qemu'/],
+    [{ path: '/a.qcow2', backend: 'local' }, /needs backend: 'qemu'/],
     [{ blockdev: { driver: 'null-co' } }, /needs backend: 'qemu'/],
     [{ blockdev: {}, backend: 'qemu' }, /"driver"/],
     [{ blockdev: { driver: 'null-co' }, format: 'raw', backend: 'qemu' }, /says its format itself/],
