@@ -18,12 +18,17 @@ Napi::Function MemoryObject::Define(Napi::Env env) {
   return constructor;
 }
 
-// new Memory(size): new guest memory. new Memory(0, token): the memory that another environment of this process made.
-// new Memory(size, fd, offset): part of another process's.
+// new Memory(size): new guest memory, which other processes can map. new Memory(size, 'private'): for this process
+// alone. new Memory(0, token): the memory that another environment of this process made. new Memory(size, fd, offset):
+// part of another process's.
 MemoryObject::MemoryObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   Guarded(info.Env(), [&] {
     if (info.Length() < 2) {
       mapping_ = Mapping::Create(IntegerArgument(info, 0, size_t{1} << 52));
+      return;
+    }
+    if (info[1].IsString()) {
+      mapping_ = Mapping::CreatePrivate(IntegerArgument(info, 0, size_t{1} << 52));
       return;
     }
     if (info.Length() > 2) {

@@ -8,6 +8,13 @@
 #include "kvm/registry.h"
 
 namespace vmexit {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+// Of less memory a guest that touches little would take a multiple of it.
+constexpr size_t kHugeFrom = size_t{64} << 20;
+
+}  // namespace
 
 std::shared_ptr<Mapping> Mapping::Create(size_t size) {
   UniqueFd fd(memfd_create("vmexit-guest-memory", MFD_CLOEXEC | MFD_ALLOW_SEALING));
@@ -36,6 +43,28 @@ std::shared_ptr<Mapping> Mapping::Map(UniqueFd fd, uint64_t offset, size_t size)
   void* data =
       mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd.get(), static_cast<off_t>(offset));
   if (data == MAP_FAILED) throw SystemError("mmap(memfd)");
+  return Register(std::move(fd), data, size);
+}
+
+std::shared_ptr<Mapping> Mapping::CreatePrivate(size_t size) {
+  bool huge = size >= kHugeFrom;
+  // KVM maps a huge page where guest-physical and host address are alike within it.
+  size_t alignment = huge ? kHugePage : 0;
+  void* reserved =
+      mmap(nullptr, size + alignment, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reserved == MAP_FAILED) throw SystemError("mmap");
+  auto* start = static_cast<uint8_t*>(reserved);
+  if (huge) {
+    size_t before = -reinterpret_cast<uintptr_t>(start) % kHugePage;
+    if (before > 0) munmap(start, before);
+    munmap(start + before + size, alignment - before);
+    start += before;
+  }
+  madvise(start, size, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+  return Register(UniqueFd(), start, size);
+}
+
+std::shared_ptr<Mapping> Mapping::Register(UniqueFd fd, void* data, size_t size) {
   // A child process has no business with guest memory, and copying page tables for it would make every spawn slow.
   madvise(data, size, MADV_DONTFORK);
   std::shared_ptr<Mapping> mapping(new Mapping(std::move(fd), static_cast<uint8_t*>(data), size));
@@ -48,10 +77,13 @@ std::shared_ptr<Mapping> Mapping::Find(uint64_t token) { return Registry<Mapping
 Mapping::Mapping(UniqueFd fd, uint8_t* data, size_t size) : fd_(std::move(fd)), data_(data), size_(size), token_(0) {}
 
 void Mapping::Discard(size_t offset, size_t length) {
-  if (madvise(data_ + offset, length, MADV_REMOVE) != 0) throw SystemError("madvise(MADV_REMOVE)");
+  // Private memory that is not there is zeroes; a file's has to be taken out of the file.
+  int advice = fd_ ? MADV_REMOVE : MADV_DONTNEED;
+  if (madvise(data_ + offset, length, advice) != 0) throw SystemError("madvise");
 }
 
 void Mapping::Unmap(size_t offset, size_t length) {
+  if (!fd_) throw SystemError("madvise(MADV_DONTNEED)", EINVAL);
   if (madvise(data_ + offset, length, MADV_DONTNEED) != 0) throw SystemError("madvise(MADV_DONTNEED)");
 }
 

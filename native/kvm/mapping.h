@@ -12,7 +12,7 @@
 
 namespace vmexit {
 
-// Guest RAM: a memfd, mapped shared, excluded from fork().
+// Guest RAM: a memfd, mapped shared, or private memory of this process. Excluded from fork().
 //
 // LIFETIME: shared by every VM that has a slot over it and by every ArrayBuffer made from it, and unmapped with the
 // last of them. A slot must never outlive its mapping: the kernel would let the guest into whatever is mapped there
@@ -21,6 +21,8 @@ class Mapping {
  public:
   // size: bytes, a multiple of the page size. Throws SystemError.
   static std::shared_ptr<Mapping> Create(size_t size);
+  // The same without a memfd: for this process alone, in huge pages where the host has them. Throws SystemError.
+  static std::shared_ptr<Mapping> CreatePrivate(size_t size);
   // Guest RAM of another process: `size` bytes of its memfd from `offset` on, both multiples of the page size. The fd
   // is duplicated. Throws SystemError; with EINVAL where the file is shorter, or could become so: an access past its
   // end would be a SIGBUS here.
@@ -33,14 +35,15 @@ class Mapping {
 
   uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
+  // -1 for private memory.
   int fd() const { return fd_.get(); }
   uint64_t token() const { return token_; }
 
-  // Gives the host's pages of a range back (MADV_REMOVE): they read as zeroes from now on. Whole pages within the
-  // mapping. Throws SystemError.
+  // Gives the host's pages of a range back: they read as zeroes from now on. Whole pages within the mapping. Throws
+  // SystemError.
   void Discard(size_t offset, size_t length);
   // Takes a range out of this process's page tables, and so out of KVM's (MADV_DONTNEED); its bytes stay. The same
-  // conditions.
+  // conditions, and not for private memory, whose bytes are nowhere else.
   void Unmap(size_t offset, size_t length);
 
   // Another environment's claim on the mapping: `revoke` is called, on any thread, when the creator closes its memory.
@@ -52,6 +55,7 @@ class Mapping {
  private:
   Mapping(UniqueFd fd, uint8_t* data, size_t size);
   static std::shared_ptr<Mapping> Map(UniqueFd fd, uint64_t offset, size_t size);
+  static std::shared_ptr<Mapping> Register(UniqueFd fd, void* data, size_t size);
 
   UniqueFd fd_;
   uint8_t* data_;

@@ -9,8 +9,8 @@ export const PAGE_SIZE = 4096;
 const GPA_END = 2 ** 52;
 
 /**
- * A stretch of guest RAM: a memfd, mapped shared. The thread that made it owns it; other threads attach to it by its
- * token and lose it when the owner closes.
+ * A stretch of guest RAM: a memfd, mapped shared, or private memory of this process. The thread that made it owns it;
+ * other threads attach to it by its token and lose it when the owner closes.
  */
 export class GuestRam implements MemoryRegion, Disposable {
   readonly gpa: number;
@@ -31,15 +31,18 @@ export class GuestRam implements MemoryRegion, Disposable {
    *
    * @param gpa First guest-physical address, a multiple of 4096.
    * @param sizeBytes A multiple of 4096.
+   * @param options `shared: false`: no other process will map it. From 64 MiB on it then comes in huge pages where the
+   *   host has them, of which the guest touches far fewer.
    * @throws VmmError code "INVALID_ARGUMENT", or "SYSCALL" where the host has no room.
    */
-  static create(gpa: number | bigint, sizeBytes: number): GuestRam {
+  static create(gpa: number | bigint, sizeBytes: number, { shared = true }: { shared?: boolean } = {}): GuestRam {
     const start = pageAligned('gpa', gpa, 0);
     const size = pageAligned('size', sizeBytes, PAGE_SIZE);
     if (start + size > GPA_END) {
       throw new VmmError('INVALID_ARGUMENT', 'guest memory must end within 52 bits of guest-physical address space');
     }
-    return native(() => new GuestRam(new (addon().Memory)(size), start));
+    const { Memory } = addon();
+    return native(() => new GuestRam(shared ? new Memory(size) : new Memory(size, 'private'), start));
   }
 
   /**
@@ -58,9 +61,10 @@ export class GuestRam implements MemoryRegion, Disposable {
     return native(() => this.native.token());
   }
 
-  /** The memfd, for handing to another process. Borrowed. */
-  get fd(): number {
-    return native(() => this.native.fd());
+  /** The memfd, for handing to another process. Borrowed. Undefined of private memory. */
+  get fd(): number | undefined {
+    const fd = native(() => this.native.fd());
+    return fd < 0 ? undefined : fd;
   }
 
   /** Overlapping views that together cover the memory; borrowed, detached by close. See {@link MemoryRegion}. */
@@ -77,7 +81,7 @@ export class GuestRam implements MemoryRegion, Disposable {
 
   /**
    * Gives the host's memory behind whole pages back, in every process that maps them; they read as zeroes until they are
-   * written again (MADV_REMOVE).
+   * written again (MADV_REMOVE; MADV_DONTNEED for private memory).
    *
    * @param offset From the start of this memory, in bytes; like `length` a multiple of 4096.
    * @throws VmmError code "INVALID_ARGUMENT" for a range that is not whole pages of this memory, or "SYSCALL".
@@ -88,7 +92,7 @@ export class GuestRam implements MemoryRegion, Disposable {
 
   /**
    * Takes whole pages out of the page tables of this process and of KVM; their bytes stay, and the next access faults
-   * them in again (MADV_DONTNEED). Arguments and errors as in {@link discard}.
+   * them in again (MADV_DONTNEED). Arguments and errors as in {@link discard}; not for private memory.
    */
   unmap(offset: number, length: number): void {
     native(() => this.native.unmap(offset, length));

@@ -29,6 +29,8 @@ export interface AddMemory {
   readOnly?: boolean;
   /** Remember which pages the guest wrote: see `harvestDirtyLog`. */
   logDirtyPages?: boolean;
+  /** `false`: no other process will map it. See `GuestRam.create`. */
+  shared?: boolean;
   /** Memory to use instead of new memory. Its gpa and size must be these. */
   ram?: GuestRam;
 }
@@ -129,8 +131,8 @@ export class Vm implements Disposable {
    *
    * @throws VmmError code "MEMORY_OVERLAP" when the range meets other RAM.
    */
-  addMemory({ gpa, size, readOnly = false, logDirtyPages = false, ram }: AddMemory): GuestRam {
-    const own = ram ?? GuestRam.create(gpa, size);
+  addMemory({ gpa, size, readOnly = false, logDirtyPages = false, shared = true, ram }: AddMemory): GuestRam {
+    const own = ram ?? GuestRam.create(gpa, size, { shared });
     if (own.gpa !== Number(gpa) || own.sizeBytes !== size) {
       throw new VmmError('INVALID_ARGUMENT', 'gpa and size must be those of the given memory');
     }

@@ -9,9 +9,9 @@ const STAT_BLOCK_BYTES = 512;
 export interface MemoryControl {
   /** Gives the memory behind whole pages back to the host. @returns Whether they are pages of RAM. */
   discard(gpa: number, length: number): boolean;
-  /** Has the page that starts at `gpa`, if it is one of RAM, mapped anew at its next access. */
+  /** Has the page that starts at `gpa`, if it is one of shared RAM, mapped anew at its next access. */
   dropPage(gpa: number): void;
-  /** Host memory behind guest memory now. */
+  /** Host memory behind guest memory that is shared, now. */
   residentBytes(): number;
 }
 
@@ -33,7 +33,7 @@ export function memoryControl(memory: GuestMemory): MemoryControl {
       ram?.unmap(gpa - ram.gpa, PAGE_SIZE);
     },
     residentBytes: () => {
-      const blocks = memory.regions.map((region) => (region instanceof GuestRam ? fstatSync(region.fd).blocks : 0));
+      const blocks = memory.regions.map(({ fd }) => (fd === undefined ? 0 : fstatSync(fd).blocks));
       return blocks.reduce((sum, count) => sum + count, 0) * STAT_BLOCK_BYTES;
     },
   };

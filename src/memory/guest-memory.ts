@@ -13,7 +13,7 @@ export interface MemoryRegion {
   readonly windows: readonly Uint8Array[];
   readonly windowStride: number;
   /** The file that the memory is, from its first byte on, for sharing it with another process; borrowed. */
-  readonly fd?: number;
+  readonly fd?: number | undefined;
 }
 
 /** Largest single access, and the distance of a region's windows. */

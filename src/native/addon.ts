@@ -9,11 +9,12 @@ import { VmmError, type VmmErrorCode } from '../errors.js';
 export interface Addon {
   System: new (path: string) => NativeSystem;
   /**
-   * `new Memory(sizeBytes)`; `new Memory(0, token)` for memory that another thread of this process made;
+   * `new Memory(sizeBytes)`, a memfd; `new Memory(sizeBytes, 'private')`, which no other process can map, in huge pages
+   * where the host has them; `new Memory(0, token)` for memory that another thread of this process made;
    * `new Memory(sizeBytes, fd, offsetBytes)` for part of another process's memfd, which has to be sealed against shrinking:
    * else errno EINVAL. The fd stays the caller's.
    */
-  Memory: new (sizeBytes: number, tokenOrFd?: number, offsetBytes?: number) => NativeMemory;
+  Memory: new (sizeBytes: number, tokenOrFd?: number | 'private', offsetBytes?: number) => NativeMemory;
   /** A new one, or one of another process by its fd, which is the object's from then on. */
   EventFd: new (fd?: number) => NativeEventFd;
   /** A tap device by name, or by an fd of one, which is duplicated. */
@@ -113,13 +114,13 @@ export interface NativeVcpu {
 export interface NativeMemory {
   /** Part of the memory. Borrowed: detached by `close()`, also when the thread that made the memory closes it. */
   buffer(offsetBytes: number, lengthBytes: number): ArrayBuffer;
-  /** The memfd; borrowed. */
+  /** The memfd, borrowed; -1 of private memory. */
   fd(): number;
   token(): number;
   size(): number;
   /** Gives the host's pages back: they read as zeroes from now on. Offset and length are multiples of 4096. */
   discard(offsetBytes: number, lengthBytes: number): void;
-  /** Takes pages out of the process's page tables; their bytes stay. */
+  /** Takes pages out of the process's page tables; their bytes stay. Errno EINVAL for private memory. */
   unmap(offsetBytes: number, lengthBytes: number): void;
   close(): void;
 }

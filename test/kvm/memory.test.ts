@@ -207,6 +207,31 @@ describeKvm('guest memory', () => {
     expect(runToEnd(guest.vcpu)).toMatchObject({ text: 'Test OK\n', status: 0 });
   });
 
+  it('is private to the process on request: without a file, and given back page by page', async () => {
+    using guest = createGuest('dirty-pages', { shared: false, regs: { rdi: 0x20000n, rcx: 2n, rdx: 0x1000n } });
+    const { ram } = guest;
+    expect(ram.fd).toBeUndefined();
+    expect(runToEnd(guest.vcpu)).toMatchObject({ status: 0 });
+    expect([ram.bytes[0x20000], ram.bytes[0x21000]]).toEqual([0x55, 0x55]);
+    ram.discard(0x20000, 4096);
+    expect([ram.bytes[0x20000], ram.bytes[0x21000]]).toEqual([0, 0x55]);
+    expect(() => ram.unmap(0, 4096)).toThrow(refusal('SYSCALL'));
+    await runWorker(`GuestRam.attach(data, 0).bytes[7] = 9;`, ram.token).done;
+    expect(ram.bytes[7]).toBe(9);
+  });
+
+  it.each([
+    { mib: 64, flag: 'hg' },
+    { mib: 16, flag: 'nh' },
+  ])('asks for huge pages where $mib MiB are private: $flag', ({ mib, flag }) => {
+    const before = new Set(areas().keys());
+    using ram = GuestRam.create(0, mib * MIB, { shared: false });
+    const [added] = [...areas()].filter(([range, { sizeBytes }]) => !before.has(range) && sizeBytes === mib * MIB);
+    expect(added[1].flags).toContain(flag);
+    if (flag === 'hg') expect(added[1].start % (2 * MIB)).toBe(0);
+    expect(ram.bytes[mib * MIB - 1]).toBe(0);
+  });
+
   it('is shared with a worker that attaches by token, and taken from it when the owner closes', async () => {
     const ram = GuestRam.create(0, MIB);
     ram.bytes[0] = 42;
@@ -251,4 +276,15 @@ function dirtyPages(words: BigUint64Array): number[] {
     for (let bit = 0; bit < 64; bit++) if ((word >> BigInt(bit)) & 1n) pages.push(i * 64 + bit);
   });
   return pages;
+}
+
+/** This process's mappings by their range, with the kernel's flags (proc(5), smaps). */
+function areas(): Map<string, { start: number; sizeBytes: number; flags: string[] }> {
+  const smaps = readFileSync('/proc/self/smaps', 'utf8');
+  return new Map(
+    [...smaps.matchAll(/^([0-9a-f]+)-([0-9a-f]+) [^]*?^VmFlags: (.*)$/gm)].map(([, from, to, flags]) => {
+      const [start, end] = [from, to].map((address) => parseInt(address, 16));
+      return [`${from}-${to}`, { start, sizeBytes: end - start, flags: flags.trim().split(' ') }];
+    }),
+  );
 }

@@ -18,6 +18,7 @@ export interface GuestOptions {
   regs?: Partial<Regs>;
   ramBytes?: number;
   logDirtyPages?: boolean;
+  shared?: boolean;
 }
 
 /** A VM with one program and one vCPU at its entry. */
@@ -44,8 +45,15 @@ export function createGuest(program: string | Uint8Array, options: GuestOptions 
     },
   });
   try {
-    const { irqchip = false, pit = false, ramBytes = RAM_BYTES, logDirtyPages = false, regs = {} } = options;
-    const ram = vm.addMemory({ gpa: 0, size: ramBytes, logDirtyPages });
+    const {
+      irqchip = false,
+      pit = false,
+      ramBytes = RAM_BYTES,
+      logDirtyPages = false,
+      shared = true,
+      regs = {},
+    } = options;
+    const ram = vm.addMemory({ gpa: 0, size: ramBytes, logDirtyPages, shared });
     ram.bytes.set(code, LOAD_ADDRESS);
     if (irqchip || pit) vm.createIrqchip();
     if (pit) vm.createPit2();

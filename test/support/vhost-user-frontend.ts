@@ -61,7 +61,7 @@ export class RawFrontend {
     await this.ask(REQUEST.getFeatures.id, new Uint8Array(0));
     this.send(REQUEST.setProtocolFeatures.id, u64(PROTOCOL_F.REPLY_ACK | PROTOCOL_F.CONFIG | PROTOCOL_F.BACKEND_REQ));
     await this.ask(REQUEST.setFeatures.id, u64(VIRTIO_F_VERSION_1 | F_PROTOCOL_FEATURES));
-    await this.ask(REQUEST.setMemTable.id, REQUEST.setMemTable.query.encode([this.region()]), [this.ram.fd]);
+    await this.ask(REQUEST.setMemTable.id, REQUEST.setMemTable.query.encode([this.region()]), [this.ram.fd!]);
   }
 
   region() {

@@ -210,7 +210,7 @@ describe('a frontend that lies', () => {
     ['memory that wraps around', { gpa: (1n << 64n) - 4096n }, /no memory can be/],
   ])('and announces %s is refused', async (_name, change, reason) => {
     await frontend.negotiate();
-    frontend.send(REQUEST.setMemTable.id, table(change), [frontend.ram.fd]);
+    frontend.send(REQUEST.setMemTable.id, table(change), [frontend.ram.fd!]);
     await isRefused(reason);
   });
 
