@@ -57,6 +57,8 @@ import { VirtioHost } from './virtio-host.js';
 import type { VsockPorts } from './vsock-ports.js';
 
 export interface BoardEvents {
+  /** The thread may stand still while the guest runs. */
+  hasOwnThread: boolean;
   /** Takes the console's output, a byte or bytes. */
   console: UartOutput & { output: PortOutput };
   /** The console has room for input again. */
@@ -131,7 +133,7 @@ export class Board {
       await board.#addVirtio(config, events);
       const cmdline = bootProtocol(kernel) === 'multiboot' ? foreignCmdline(config) : config.cmdline;
       const entry = await board.#load({ kernel, cmdline, ...(initrd && { initrd }) }, config.cpus);
-      board.#addVcpus(kvm, entry, config, events.onTurn);
+      board.#addVcpus(kvm, entry, config, events);
       return board;
     } catch (error) {
       await board.close();
@@ -357,7 +359,7 @@ export class Board {
     kvm: Kvm,
     entry: EntryState,
     { cpus, threadsPerCore, cpuTemplate }: MachineConfig,
-    onTurn: () => void,
+    { onTurn, hasOwnThread }: BoardEvents,
   ): void {
     const vm = this.#vm;
     const host = cpuHost(kvm);
@@ -369,7 +371,7 @@ export class Board {
     // The others wait for INIT and SIPI, as on a PC.
     setUpBootVcpu(vm.vcpus[0], vm.memory, entry);
     // With virtio devices the guest goes on while this thread moves their data: a kick is no exit then.
-    const inline = cpus === 1 && this.#virtio!.list.length === 0;
+    const inline = hasOwnThread && cpus === 1 && this.#virtio!.list.length === 0;
     this.#loop = inline
       ? new InlineRunLoop(vm.vcpus[0], this.ports, this.mmio, onTurn)
       : new ThreadedRunLoop(vm.vcpus, this.ports, this.mmio, onTurn);

@@ -1,11 +1,12 @@
 import { EventEmitter } from 'node:events';
-import { Worker } from 'node:worker_threads';
+import type { MessagePort } from 'node:worker_threads';
 import { VmmError } from '../errors.js';
 import type { ConsoleSize } from '../devices/virtio/console/console.js';
 import type { Balloon, BalloonStats } from './balloon.js';
 import { ConsoleStream } from './console-stream.js';
 import { StorageDaemon, type QemuDisk } from '../backends/qemu/storage-daemon.js';
 import { Virtiofsd, type VirtiofsShare } from '../backends/qemu/virtiofsd.js';
+import { MachineThread } from './machine-thread.js';
 import type { Machine, MachineConfig, MachineEvents, MachineExit, MachineState, MachineStats } from './machine.js';
 import { parseSize } from './options.js';
 import { fromPlainError } from './plain-error.js';
@@ -18,16 +19,15 @@ import {
   OutputWindow,
   type FromWorker,
   type ToWorker,
-  type WorkerData,
   type WorkerMethods,
 } from './worker-protocol.js';
 
-/** How long a worker may take to end in good order before it is terminated. */
+/** How long a machine may take to end in good order before it is left to the end of its thread. */
 const CLOSE_TIMEOUT_MS = 5000;
 
 /**
- * A machine under KVM. Its vCPU and devices live in a worker thread of their own, so the thread that made it stays free;
- * the process stays alive while the guest runs.
+ * A machine under KVM. Its vCPU and devices live in a worker thread, so the thread that made it stays free; the process
+ * stays alive while the guest runs.
  */
 export class KvmMachine implements Machine {
   readonly accel = 'kvm';
@@ -40,7 +40,8 @@ export class KvmMachine implements Machine {
   readonly #ports = new Map<string, RemoteStream>();
   readonly vsock: Vsock | undefined;
   readonly #nets = new Map<number, RemoteStream>();
-  readonly #worker: Worker;
+  readonly #thread: MachineThread;
+  readonly #port: MessagePort;
   readonly #calls = new Map<number, { resolve: (value: unknown) => void; reject: (error: VmmError) => void }>();
   #lastCall = 0;
   #state: MachineState = 'created';
@@ -48,7 +49,10 @@ export class KvmMachine implements Machine {
   #settleExited!: { resolve: (exit: MachineExit) => void; reject: (error: VmmError) => void };
   #settleReady!: { resolve: () => void; reject: (error: VmmError) => void };
   readonly #ready: Promise<void>;
-  readonly #workerEnded: Promise<void>;
+  readonly #onThreadEnd = (cause: Error | undefined) => {
+    const died = cause && new VmmError('MACHINE_FAILED', `the machine's thread died: ${cause.message}`, { cause });
+    this.#fail(died ?? new VmmError('MACHINE_FAILED', "the machine's thread ended"));
+  };
   #closing: Promise<void> | undefined;
 
   /**
@@ -75,19 +79,17 @@ export class KvmMachine implements Machine {
     const config = servedBy(daemons, given);
     const shared = new SharedArrayBuffer(OutputWindow.BYTES);
     const window = new OutputWindow(shared);
-    const workerData: WorkerData = { config, window: shared };
-    // The worker needs nothing of the program's own flags (a TypeScript loader, say), and has nothing to say on stdout.
+    this.#thread = MachineThread.join(config.devices.some(({ type }) => type === 'module'));
     try {
-      this.#worker = new Worker(new URL('./kvm-worker.js', import.meta.url), {
-        workerData,
-        execArgv: [],
-        name: 'vmexit',
-      });
+      this.#port = this.#thread.open({ config, window: shared });
     } catch (cause) {
+      void this.#thread.leave(this, true);
       const { message } = cause as Error;
       throw new VmmError('INVALID_ARGUMENT', `devices: a config cannot be cloned: ${message}`, { cause });
     }
-    this.streams = new StreamHub((message, transfer) => this.#worker.postMessage(message, transfer));
+    this.#thread.events.once('exit', this.#onThreadEnd);
+    this.#thread.setBusy(this, true);
+    this.streams = new StreamHub((message, transfer) => this.#port.postMessage(message, transfer));
     this.streams.accept('console-port', (stream, name) => this.#ports.set(name as string, stream));
     this.vsock = config.vsock && new Vsock(this.#vsockMethods(), this.streams);
     this.streams.accept('net', (stream, index) => this.#nets.set(index as number, stream));
@@ -106,16 +108,8 @@ export class KvmMachine implements Machine {
     // Whoever looks at `exited` hears of a failure; a program that never does must not die of an unhandled rejection.
     this.exited.catch(() => {});
     this.#ready.catch(() => {});
-    this.#workerEnded = new Promise((resolve) => {
-      this.#worker.once('exit', () => {
-        this.#fail(new VmmError('MACHINE_FAILED', "the machine's thread ended"));
-        resolve();
-      });
-    });
-    this.#worker.on('error', (cause) => {
-      this.#fail(new VmmError('MACHINE_FAILED', `the machine's thread died: ${cause.message}`, { cause }));
-    });
-    this.#worker.on('message', (message: FromWorker) => this.#receive(message));
+    this.#port.on('message', (message: FromWorker) => this.#receive(message));
+    this.#port.unref();
   }
 
   get drives(): readonly (QemuDisk | undefined)[] {
@@ -214,19 +208,30 @@ export class KvmMachine implements Machine {
   }
 
   async #close(): Promise<void> {
-    const terminate = setTimeout(() => void this.#worker.terminate(), CLOSE_TIMEOUT_MS);
-    this.#worker.ref();
-    // A worker that never got ready listens to nothing, but has nothing to give back either.
+    this.#thread.setBusy(this, true);
+    // One that never got ready listens to nothing, but has nothing to give back either.
     const ready = await this.#ready.then(
       () => true,
       () => false,
     );
-    if (ready) await this.#call('close').catch(() => {});
-    else await this.#worker.terminate();
-    await this.#workerEnded;
+    const inOrder = ready && (await this.#callClose());
+    this.#thread.events.off('exit', this.#onThreadEnd);
+    await this.#thread.leave(this, inOrder);
+    this.#port.close();
+    this.#onThreadEnd(undefined);
     await closeDaemons(this.#daemons);
-    clearTimeout(terminate);
     this.#state = 'closed';
+  }
+
+  /** @returns Whether the machine has ended in time. */
+  async #callClose(): Promise<boolean> {
+    const closed = this.#call('close').then(
+      () => true,
+      () => false,
+    );
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<boolean>((resolve) => (timer = setTimeout(() => resolve(false), CLOSE_TIMEOUT_MS)));
+    return Promise.race([closed, late]).finally(() => clearTimeout(timer));
   }
 
   #vsockMethods(): VsockMethods {
@@ -306,14 +311,13 @@ export class KvmMachine implements Machine {
   }
 
   #send(message: ToWorker): void {
-    this.#worker.postMessage(message);
+    this.#port.postMessage(message);
   }
 
   /** The process lives while the guest runs or an answer is due. */
   #updateRef(): void {
     const busy = this.#state === 'running' || this.#state === 'paused' || this.#calls.size > 0;
-    if (busy || this.#closing) this.#worker.ref();
-    else this.#worker.unref();
+    this.#thread.setBusy(this, busy || this.#closing !== undefined);
   }
 }
 

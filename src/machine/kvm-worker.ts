@@ -1,5 +1,5 @@
-/** The worker thread of one machine under KVM: its run loop, its devices, and their answers to the main thread. */
-import { parentPort, workerData } from 'node:worker_threads';
+/** The worker thread of machines under KVM: their run loops, their devices, and their answers to the main thread. */
+import { parentPort, type MessagePort } from 'node:worker_threads';
 import { VmmError } from '../errors.js';
 import { KVM_MP_STATE } from '../kvm/abi.js';
 import type { ConsoleSize } from '../devices/virtio/console/console.js';
@@ -9,7 +9,7 @@ import type { FatalExit } from '../loop/run-loop.js';
 import { balloonStats, type BalloonStats } from './balloon.js';
 import { Board } from './board.js';
 import { describeExit, reportCrash } from './crash.js';
-import type { MachineExit, MachineStats } from './machine.js';
+import type { MachineConfig, MachineExit, MachineStats } from './machine.js';
 import { NamedPort } from './named-port.js';
 import { NetPort } from './net-port.js';
 import { toPlainError } from './plain-error.js';
@@ -19,8 +19,8 @@ import { loadUserDevices, type UserDevice } from './user-devices.js';
 import {
   OutputWindow,
   type FromWorker,
+  type NewMachine,
   type ToWorker,
-  type WorkerData,
   type WorkerMethods,
 } from './worker-protocol.js';
 
@@ -29,17 +29,19 @@ const HALT_CHECK_MS = 1000;
 const OUTPUT_CHUNK_BYTES = 4096;
 const RFLAGS_IF = 1n << 9n;
 
-const { config, window } = workerData as WorkerData;
-const send = (message: FromWorker) => parentPort!.postMessage(message);
-const streams = new StreamHub((message, transfer) => parentPort!.postMessage(message, transfer));
-
 /** Collects the guest's console output and sends it in pieces: when one is full, and whenever the event loop turns. */
 class ConsoleSink {
-  readonly #window = new OutputWindow(window);
+  readonly #window: OutputWindow;
+  readonly #send: (bytes: Uint8Array) => void;
   readonly #buffer = new Uint8Array(OUTPUT_CHUNK_BYTES);
   #length = 0;
   /** Bytes of the window that are ours, and not used yet. */
   #reserved = 0;
+
+  constructor(window: OutputWindow, send: (bytes: Uint8Array) => void) {
+    this.#window = window;
+    this.#send = send;
+  }
 
   /** For consoles that print more than a byte at a time. */
   readonly output = {
@@ -77,22 +79,22 @@ class ConsoleSink {
 
   flush(): void {
     if (this.#length === 0) return;
-    send({ type: 'output', bytes: this.#buffer.slice(0, this.#length) });
+    this.#send(this.#buffer.slice(0, this.#length));
     this.#length = 0;
   }
 }
 
 class WorkerMachine implements WorkerMethods {
   readonly #kvm: Kvm;
-  readonly #sink = new ConsoleSink();
-  readonly #ports = config.consolePorts.map((name) => new NamedPort(name, streams.open('console-port', name)));
-  readonly #netPorts = new Map(
-    config.net.flatMap(({ type }, index) =>
-      type === 'port' ? [[index, new NetPort(streams.open('net', index, { objectMode: true }))]] : [],
-    ),
-  );
+  readonly #config: MachineConfig;
+  readonly #port: MessagePort;
+  readonly #hasOwnThread: boolean;
+  readonly #streams: StreamHub;
+  readonly #sink: ConsoleSink;
+  readonly #ports: readonly NamedPort[];
+  readonly #netPorts: ReadonlyMap<number, NetPort>;
   #consoleSize: ConsoleSize | undefined;
-  readonly #vsock = new VsockPorts(streams);
+  readonly #vsock: VsockPorts;
   #board!: Board;
   #input: Uint8Array | undefined;
   #exit: MachineExit | undefined;
@@ -108,20 +110,38 @@ class WorkerMachine implements WorkerMethods {
 
   readonly #userDevices: readonly UserDevice[];
 
-  constructor(kvm: Kvm, userDevices: readonly UserDevice[]) {
+  constructor(kvm: Kvm, userDevices: readonly UserDevice[], { config, window, port, hasOwnThread }: NewMachine) {
     this.#kvm = kvm;
     this.#userDevices = userDevices;
+    this.#config = config;
+    this.#port = port;
+    this.#hasOwnThread = hasOwnThread;
+    const streams = new StreamHub((message, transfer) => port.postMessage(message, transfer));
+    this.#streams = streams;
+    this.#sink = new ConsoleSink(new OutputWindow(window), (bytes) => this.#send({ type: 'output', bytes }));
+    this.#ports = config.consolePorts.map((name) => new NamedPort(name, streams.open('console-port', name)));
+    this.#netPorts = new Map(
+      config.net.flatMap(({ type }, index) =>
+        type === 'port' ? [[index, new NetPort(streams.open('net', index, { objectMode: true }))]] : [],
+      ),
+    );
+    this.#vsock = new VsockPorts(streams);
+  }
+
+  #send(message: FromWorker): void {
+    this.#port.postMessage(message);
   }
 
   async powerOn(): Promise<void> {
-    this.#board = await Board.create(this.#kvm, config, {
+    this.#board = await Board.create(this.#kvm, this.#config, {
+      hasOwnThread: this.#hasOwnThread,
       console: this.#sink,
       onInputRoom: () => this.#feedInput(),
-      streams,
+      streams: this.#streams,
       ports: this.#ports,
       netPorts: this.#netPorts,
       userDevices: this.#userDevices,
-      onDeviceError: (device, error) => send({ type: 'device-error', device, error: toPlainError(error) }),
+      onDeviceError: (device, error) => this.#send({ type: 'device-error', device, error: toPlainError(error) }),
       consoleSize: this.#consoleSize,
       vsock: this.#vsock,
       onEnd: (exit) => (this.#exit ??= exit),
@@ -133,7 +153,7 @@ class WorkerMachine implements WorkerMethods {
     this.#haltCheck = setInterval(() => void this.#checkForHalt(), HALT_CHECK_MS);
     this.#running = this.#run().catch((error: unknown) => {
       this.#end();
-      send({ type: 'failed', error: toPlainError(error) });
+      this.#send({ type: 'failed', error: toPlainError(error) });
     });
   }
 
@@ -178,7 +198,7 @@ class WorkerMachine implements WorkerMethods {
   stats(): MachineStats {
     const stats = this.#board.stats();
     const consoleDroppedBytes = this.#droppedBefore + stats.consoleDroppedBytes;
-    return { ...stats, memoryBytes: config.memoryBytes, consoleDroppedBytes };
+    return { ...stats, memoryBytes: this.#config.memoryBytes, consoleDroppedBytes };
   }
 
   connectVsock(port: number): Promise<number> {
@@ -195,8 +215,11 @@ class WorkerMachine implements WorkerMethods {
 
   setBalloonTarget(bytes: number): void {
     const { balloon } = this.#board;
-    if (!(bytes <= config.memoryBytes)) {
-      throw new VmmError('INVALID_ARGUMENT', `the guest has ${config.memoryBytes} bytes, it cannot give up ${bytes}`);
+    if (!(bytes <= this.#config.memoryBytes)) {
+      throw new VmmError(
+        'INVALID_ARGUMENT',
+        `the guest has ${this.#config.memoryBytes} bytes, it cannot give up ${bytes}`,
+      );
     }
     balloon.setTarget(bytes);
   }
@@ -210,16 +233,37 @@ class WorkerMachine implements WorkerMethods {
     await this.#running;
     await this.#board.close();
     this.#kvm.close();
-    parentPort!.close();
   }
 
-  input(bytes: Uint8Array): void {
-    this.#input = bytes;
-    this.#feedInput();
+  /** What comes for the machine from the main thread. */
+  receive(message: ToWorker): void {
+    switch (message.type) {
+      case 'call':
+        void this.#answer(message);
+        break;
+      case 'stream':
+        this.#streams.receive(message);
+        break;
+      case 'input':
+        this.#input = message.bytes;
+        this.#feedInput();
+        break;
+      case 'output-room':
+        this.#board.resumeOutput();
+        break;
+    }
   }
 
-  outputRoom(): void {
-    this.#board.resumeOutput();
+  async #answer({ id, method, args }: Extract<ToWorker, { type: 'call' }>): Promise<void> {
+    try {
+      // The other side's types say what arguments a method has.
+      const methods = this as unknown as Record<string, (...args: unknown[]) => unknown>;
+      this.#send({ type: 'answer', id, value: await methods[method](...args) });
+    } catch (error) {
+      this.#send({ type: 'answer', id, error: toPlainError(error) });
+    }
+    // What was posted before still arrives.
+    if (method === 'close') this.#port.close();
   }
 
   async #run(): Promise<void> {
@@ -237,15 +281,15 @@ class WorkerMachine implements WorkerMethods {
     this.#ended = true;
     clearInterval(this.#haltCheck);
     this.#sink.flush();
-    streams.end();
-    if (this.#exit) send({ type: 'exit', exit: this.#exit });
+    this.#streams.end();
+    if (this.#exit) this.#send({ type: 'exit', exit: this.#exit });
   }
 
   #feedInput(): void {
     if (!this.#input) return;
     const taken = this.#board.receive(this.#input);
     this.#input = taken < this.#input.length ? this.#input.subarray(taken) : undefined;
-    if (!this.#input) send({ type: 'input-taken' });
+    if (!this.#input) this.#send({ type: 'input-taken' });
   }
 
   /** Every vCPU that was ever started sits in HLT with interrupts off: nothing will wake this guest. */
@@ -281,39 +325,32 @@ async function endOf({ vcpu, exit }: FatalExit, board: Board): Promise<MachineEx
   return { reason: 'crash', crash: await reportCrash(describeExit(exit), vcpu, board.memory) };
 }
 
-async function main(): Promise<void> {
-  const machine = new WorkerMachine(
-    Kvm.open(),
-    await loadUserDevices(config.devices.filter((device) => device.type === 'module')),
-  );
-  await machine.powerOn();
-  parentPort!.on('message', (message: ToWorker) => {
-    switch (message.type) {
-      case 'call':
-        void answer(machine, message);
-        break;
-      case 'stream':
-        streams.receive(message);
-        break;
-      case 'input':
-        machine.input(message.bytes);
-        break;
-      case 'output-room':
-        machine.outputRoom();
-        break;
-    }
-  });
-  send({ type: 'ready' });
-}
-
-async function answer(machine: WorkerMachine, { id, method, args }: Extract<ToWorker, { type: 'call' }>) {
+async function open(given: NewMachine): Promise<void> {
+  const { config, port } = given;
+  const kvm = Kvm.open();
   try {
-    // The other side's types say what arguments a method has.
-    const methods = machine as unknown as Record<string, (...args: unknown[]) => unknown>;
-    send({ type: 'answer', id, value: await methods[method](...args) });
+    const userDevices = await loadUserDevices(config.devices.filter((device) => device.type === 'module'));
+    const machine = new WorkerMachine(kvm, userDevices, given);
+    await machine.powerOn();
+    port.on('message', (message: ToWorker) => machine.receive(message));
   } catch (error) {
-    send({ type: 'answer', id, error: toPlainError(error) });
+    kvm.close();
+    throw error;
   }
 }
 
-main().catch((error: unknown) => send({ type: 'failed', error: toPlainError(error) }));
+parentPort!.on('message', (message: NewMachine | 'end') => {
+  if (message === 'end') {
+    parentPort!.close();
+    return;
+  }
+  const { port } = message;
+  const send = (answer: FromWorker) => port.postMessage(answer);
+  open(message).then(
+    () => send({ type: 'ready' }),
+    (error: unknown) => {
+      send({ type: 'failed', error: toPlainError(error) });
+      port.close();
+    },
+  );
+});

@@ -1,3 +1,4 @@
+import type { MessagePort } from 'node:worker_threads';
 import type { ConsoleSize } from '../devices/virtio/console/console.js';
 import type { BalloonStats } from './balloon.js';
 import type { MachineConfig, MachineExit, MachineStats } from './machine.js';
@@ -17,7 +18,7 @@ export interface WorkerMethods extends VsockMethods {
   stats(): MachineStats;
   setBalloonTarget(bytes: number): void;
   balloonStats(): Promise<BalloonStats>;
-  /** Gives everything back; the worker ends. */
+  /** Gives everything back. */
   close(): Promise<void>;
 }
 
@@ -39,10 +40,15 @@ export type FromWorker =
   | { type: 'device-error'; device: string; error: PlainError }
   | { type: 'exit'; exit: MachineExit };
 
-export interface WorkerData {
+/** What a worker makes a machine of. */
+export interface NewMachine {
   config: MachineConfig;
   /** Shared memory of the {@link OutputWindow}. */
   window: SharedArrayBuffer;
+  /** Takes {@link ToWorker}, gives {@link FromWorker}. */
+  port: MessagePort;
+  /** No other machine is, or will be, in this thread: it may stand still while the guest runs. */
+  hasOwnThread: boolean;
 }
 
 /** Console output that may be under way from the worker to its reader, in bytes. */

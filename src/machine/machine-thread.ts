@@ -1,0 +1,103 @@
+import { EventEmitter } from 'node:events';
+import { availableParallelism } from 'node:os';
+import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads';
+import type { NewMachine } from './worker-protocol.js';
+
+/** This many machines have a thread to themselves, as far as there are processors; the further ones share threads. */
+const OWN_THREADS = Math.min(4, availableParallelism());
+/** Machines in each shared thread before there is another one, of which there are as many as processors. */
+const SHARED_BY = 16;
+
+/** How long a thread may take to end in good order before it is terminated. */
+const END_TIMEOUT_MS = 5000;
+
+interface MachineThreadEvents {
+  /** The thread is no more. With the error that nobody caught in it, if that was the cause. */
+  exit: [error: Error | undefined];
+}
+
+const threads = new Set<MachineThread>();
+
+/**
+ * A worker thread that machines live in. A JavaScript heap with the code of run loop and devices is nearly all of the
+ * memory that an idle machine takes, so only the first few have one each.
+ */
+export class MachineThread {
+  readonly events = new EventEmitter<MachineThreadEvents>().setMaxListeners(0);
+  /** It will never have a second machine. */
+  readonly isOwn: boolean;
+  readonly #worker: Worker;
+  readonly #ended: Promise<void>;
+  readonly #busy = new Set<object>();
+  #machines = 0;
+
+  /**
+   * A thread for one machine more, which must {@link leave} it.
+   *
+   * @param alone The machine runs code that is not ours, which may hold up its thread, or end it.
+   */
+  static join(alone: boolean): MachineThread {
+    const all = [...threads];
+    const shared = all.filter(({ isOwn }) => !isOwn).sort((a, b) => a.#machines - b.#machines);
+    let thread: MachineThread;
+    if (alone || all.length - shared.length < OWN_THREADS) thread = new MachineThread(true);
+    else if (shared.length === 0 || (shared[0].#machines >= SHARED_BY && shared.length < availableParallelism()))
+      thread = new MachineThread(false);
+    else thread = shared[0];
+    thread.#machines++;
+    return thread;
+  }
+
+  private constructor(isOwn: boolean) {
+    this.isOwn = isOwn;
+    // The worker needs nothing of the program's own flags (a TypeScript loader, say), and has nothing to say on stdout.
+    this.#worker = new Worker(new URL('./kvm-worker.js', import.meta.url), { execArgv: [], name: 'vmexit' });
+    this.#worker.unref();
+    threads.add(this);
+    let error: Error | undefined;
+    this.#worker.once('error', (cause) => {
+      threads.delete(this);
+      error = cause;
+    });
+    this.#ended = new Promise((resolve) => {
+      this.#worker.once('exit', () => {
+        threads.delete(this);
+        this.events.emit('exit', error);
+        resolve();
+      });
+    });
+  }
+
+  /** Makes a machine in the thread. @returns Where its messages come and go. @throws DataCloneError */
+  open(machine: Omit<NewMachine, 'port' | 'hasOwnThread'>): MessagePort {
+    const { port1, port2 } = new MessageChannel();
+    const message: NewMachine = { ...machine, port: port2, hasOwnThread: this.isOwn };
+    this.#worker.postMessage(message, [port2]);
+    return port1;
+  }
+
+  /** The process lives while any of the thread's machines is busy. */
+  setBusy(machine: object, busy: boolean): void {
+    if (busy) this.#busy.add(machine);
+    else this.#busy.delete(machine);
+    if (this.#busy.size > 0) this.#worker.ref();
+    else this.#worker.unref();
+  }
+
+  /**
+   * The machine is gone from the thread; it ends with the last one.
+   *
+   * @param inOrder Whether the machine has given everything back. If not, what is left of it goes with the thread.
+   */
+  async leave(machine: object, inOrder: boolean): Promise<void> {
+    if (--this.#machines === 0) {
+      threads.delete(this);
+      this.setBusy(machine, true);
+      if (inOrder) this.#worker.postMessage('end');
+      const terminate = setTimeout(() => void this.#worker.terminate(), inOrder ? END_TIMEOUT_MS : 0);
+      await this.#ended;
+      clearTimeout(terminate);
+    }
+    this.setBusy(machine, false);
+  }
+}
