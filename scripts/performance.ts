@@ -12,7 +12,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { execa } from 'execa';
 import { format, resolveConfig } from 'prettier';
-import { formatRatio, formatValue } from '../src/bench/format.js';
+import { formatPlace, formatRatio, formatValue } from '../src/bench/format.js';
 import { reportSchema, type BenchmarkReport, type Report } from '../src/bench/report.js';
 
 const PAGE = fileURLToPath(new URL('../docs/performance.md', import.meta.url));
@@ -54,16 +54,16 @@ function figures({ machine, startedAt, quick, benchmarks }: Report): string {
   ].join('\n\n');
 }
 
-function section({ name, title, metrics, axis, series, skipped, tallies }: BenchmarkReport): string {
+function section({ name, title, metrics, axis, floor = 'floor', series, skipped, tallies }: BenchmarkReport): string {
   const lines = [`**${title}** (\`${name}\`)`, ''];
   if (skipped !== undefined) return [...lines, `Not measured: ${skipped}.`].join('\n');
   const several = Object.keys(metrics).length > 1;
-  const head = [several ? 'what' : '', axis?.title ?? '', '', 'median', '± MAD', '× floor'];
+  const head = [several ? 'what' : '', axis?.title ?? '', '', 'median', '± MAD', `× ${floor}`];
   const rows = series.map(({ contender, at, metric, summary, isFloor, ratio }) => {
     const { unit, title: what } = metrics[metric];
     return [
       several ? what : '',
-      axis && at !== undefined ? formatValue(at, axis.unit) : '',
+      axis && at !== undefined ? formatPlace(at, axis) : '',
       contender,
       formatValue(summary.median, unit),
       formatValue(summary.mad, unit),

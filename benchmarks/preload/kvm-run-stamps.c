@@ -3,8 +3,8 @@
  * an exit. The program under test stays as it is: this stands between it and the C library's ioctl().
  *
  * At the end of the process the file that VMEXIT_STAMPS names gets a line with up to RAW samples in ns, every nth of
- * all in ascending order; less what reading the time stamp counter takes. The first SKIP samples are left out: a JIT
- * compiles meanwhile. Threads are measured each by itself.
+ * all in ascending order; less what reading the time stamp counter takes. The first VMEXIT_STAMPS_SKIP samples are left
+ * out: a JIT compiles meanwhile. Threads are measured each by itself.
  */
 #include <linux/kvm.h>
 #include <stdarg.h>
@@ -16,12 +16,12 @@
 #include <unistd.h>
 #include <x86intrin.h>
 
-enum { SKIP = 20000, CAPACITY = 1 << 20, RAW = 500 };
+enum { CAPACITY = 1 << 20, RAW = 500 };
 
 static uint32_t samples[CAPACITY];
 static _Atomic uint64_t seen;
 static _Thread_local uint64_t left;
-static uint64_t start_tsc;
+static uint64_t skip, start_tsc;
 static struct timespec start_time;
 
 static double seconds_since_start(void) {
@@ -40,8 +40,8 @@ int ioctl(int fd, unsigned long request, ...) {
   uint64_t entering = __rdtsc();
   if (left) {
     uint64_t index = seen++, ticks = entering - left;
-    if (index >= SKIP && index - SKIP < CAPACITY) {
-      samples[index - SKIP] = ticks < UINT32_MAX ? (uint32_t)ticks : UINT32_MAX;
+    if (index >= skip && index - skip < CAPACITY) {
+      samples[index - skip] = ticks < UINT32_MAX ? (uint32_t)ticks : UINT32_MAX;
     }
   }
   int result = (int)syscall(SYS_ioctl, fd, request, argument);
@@ -55,14 +55,16 @@ static int ascending(const void* a, const void* b) {
 }
 
 __attribute__((constructor)) static void start(void) {
+  const char* text = getenv("VMEXIT_STAMPS_SKIP");
+  skip = text ? strtoull(text, NULL, 10) : 0;
   clock_gettime(CLOCK_MONOTONIC, &start_time);
   start_tsc = __rdtsc();
 }
 
 __attribute__((destructor)) static void report(void) {
   const char* path = getenv("VMEXIT_STAMPS");
-  if (path == NULL || seen <= SKIP) return;
-  uint64_t count = seen - SKIP < CAPACITY ? seen - SKIP : CAPACITY;
+  if (path == NULL || seen <= skip) return;
+  uint64_t count = seen - skip < CAPACITY ? seen - skip : CAPACITY;
   uint64_t cost = UINT64_MAX;
   for (int i = 0; i < 100000; i++) {
     uint64_t first = __rdtsc(), ticks = __rdtsc() - first;

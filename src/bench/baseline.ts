@@ -22,6 +22,11 @@ export function preload(name: string, context: Pick<Context, 'note'>): Promise<s
   return compile(`preload/${name}.c`, ['-shared', '-fPIC', '-pthread'], context);
 }
 
+/** A program of benchmarks/guest: static, for guests have no libraries. @returns As {@link baseline} does. */
+export function guestProgram(name: string, context: Pick<Context, 'note'>): Promise<string | undefined> {
+  return compile(`guest/${name}.c`, ['-static'], context);
+}
+
 async function compile(source: string, flags: string[], { note }: Pick<Context, 'note'>): Promise<string | undefined> {
   const compiler = process.env['CC'] ?? 'cc';
   const command = ['-O2', ...flags];

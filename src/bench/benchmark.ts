@@ -1,7 +1,7 @@
 /** What a benchmark is: contenders that do the same work, measured in turn, so that the machine's moods meet them all. */
 
-/** How a figure is shown. Times are in ns, memory in bytes. */
-export type Unit = 'ns' | 'bytes' | 'count';
+/** How a figure is shown. Times are in ns, memory in bytes. Of rates more is better, of all others less. */
+export type Unit = 'ns' | 'bytes' | 'count' | 'per-second' | 'bytes-per-second';
 
 /** What one round, or one operation of it, took: a number for each of the benchmark's metrics. */
 export type Sample = Readonly<Record<string, number>>;
@@ -58,7 +58,10 @@ export interface Benchmark {
   description: string;
   /** The first is what charts and ratios are about. */
   metrics: Readonly<Record<string, Metric>>;
-  axis?: { title: string; unit: Unit };
+  /** @param places Their names where they are no numbers: `at` is an index then. */
+  axis?: { title: string; unit: Unit; places?: string[] };
+  /** What the floor is, where it is not the same work in C. */
+  floor?: string;
   /**
    * How often the work is done in a round: `timed`, as often as fills the round's time; a number for work that takes long.
    * Default: `timed`.

@@ -1,5 +1,6 @@
 import type { Benchmark } from './benchmark.js';
 import { bootLinux } from './boot/linux.js';
+import { cpuGuest } from './cpu/guest.js';
 import { each } from './exits/each.js';
 import { hypercall } from './exits/hypercall.js';
 import { immediateExit } from './exits/immediate-exit.js';
@@ -35,6 +36,7 @@ export const BENCHMARKS: readonly Benchmark[] = [
   oneVm,
   manyVms,
   slots,
+  cpuGuest,
   bootLinux,
 ];
 

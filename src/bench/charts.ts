@@ -1,8 +1,9 @@
 /** Charts of a report, as SVG: vega-lite says what is drawn, vega draws it without a browser. */
 import type * as Vega from 'vega';
 import type * as VegaLite from 'vega-lite';
-import { formatRatio, formatValue, scaleFor } from './format.js';
-import type { BenchmarkReport } from './report.js';
+import type { Unit } from './benchmark.js';
+import { formatPlace, formatRatio, formatValue, scaleFor } from './format.js';
+import type { BenchmarkReport, Series } from './report.js';
 
 export type Theme = 'light' | 'dark';
 
@@ -21,6 +22,8 @@ const THEMES = {
 const COLORS = ['#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#f0e442'];
 const COLOR_OF: Readonly<Record<string, string>> = {
   C: '#999999',
+  host: '#999999',
+  QEMU: '#999999',
   inline: '#0072b2',
   threaded: '#e69f00',
   'by hand': '#009e73',
@@ -54,8 +57,9 @@ export async function loadRenderer(): Promise<Renderer | undefined> {
 export async function charts(report: BenchmarkReport, renderer: Renderer): Promise<Chart[]> {
   if (report.series.length === 0) return [];
   const specs = [
-    ...Object.keys(report.metrics).flatMap((metric) => (report.axis ? lines(report, metric) : [])),
-    ...(report.axis ? [] : [bars(report)]),
+    ...(report.floor === undefined ? [] : ratios(report)),
+    ...alongAxis(report),
+    ...(report.axis || report.floor !== undefined ? [] : [medians(report)]),
     ...distribution(report),
     ...timelines(report),
   ];
@@ -67,34 +71,102 @@ export async function charts(report: BenchmarkReport, renderer: Renderer): Promi
   );
 }
 
+function alongAxis(report: BenchmarkReport): Spec[] {
+  if (!report.axis) return [];
+  const draw = report.axis.places ? mediansByPlace : lines;
+  return Object.keys(report.metrics).flatMap((metric) => draw(report, metric));
+}
+
 interface Spec {
   title: string;
   spec: object;
 }
 
 /** Medians side by side, with their spread, and the floor as a line across. */
-function bars({ metrics, series }: BenchmarkReport): Spec {
+function medians({ metrics, series }: BenchmarkReport): Spec {
   const names = Object.keys(metrics);
   const { unit } = metrics[names[0]];
   const { divisor, symbol } = scaleFor(Math.max(...series.map(({ summary }) => summary.median)), unit);
-  const values = series.map(({ contender, metric, summary, ratio, isFloor }) => ({
-    contender,
-    ...(isFloor && { floor: summary.median / divisor }),
-    metric: metrics[metric].title,
-    median: summary.median / divisor,
-    low: (summary.median - summary.mad) / divisor,
-    high: (summary.median + summary.mad) / divisor,
-    label: `${formatValue(summary.median, unit)}${ratio ? `, × ${formatRatio(ratio.median)}` : ''}`,
-  }));
-  const order = unique(series.map(({ contender }) => contender));
   const several = names.length > 1;
-  const title = several ? 'Medians, ± median absolute deviation' : `${metrics[names[0]].title}: median ± MAD`;
+  return bars({
+    title: several ? 'Medians, ± median absolute deviation' : `${metrics[names[0]].title}: median ± MAD`,
+    axis: axisTitle(several ? 'time' : metrics[names[0]].title, symbol),
+    bars: series.map((entry) => medianBar(entry, metrics[entry.metric].title, unit, divisor)),
+    rows: several ? names.map((name) => metrics[name].title) : [],
+  });
+}
+
+/** Medians of one metric, a group of bars for each named place. */
+function mediansByPlace({ metrics, axis, series }: BenchmarkReport, metric: string): Spec[] {
+  const own = series.filter((entry) => entry.metric === metric);
+  if (own.length === 0) return [];
+  const { title, unit } = metrics[metric];
+  const { divisor, symbol } = scaleFor(Math.max(...own.map(({ summary }) => summary.median)), unit);
+  return [
+    bars({
+      title: `${title}: median ± MAD`,
+      axis: axisTitle(title, symbol),
+      bars: own.map((entry) => medianBar(entry, formatPlace(entry.at!, axis!), unit, divisor)),
+      rows: [...axis!.places!],
+    }),
+  ];
+}
+
+const medianBar = ({ contender, summary, ratio, isFloor }: Series, row: string, unit: Unit, divisor: number): Bar => ({
+  contender,
+  row,
+  ...(isFloor && { line: summary.median / divisor }),
+  value: summary.median / divisor,
+  low: (summary.median - summary.mad) / divisor,
+  high: (summary.median + summary.mad) / divisor,
+  label: `${formatValue(summary.median, unit)}${ratio ? `, × ${formatRatio(ratio.median)}` : ''}`,
+});
+
+/** How far from the floor, where that has a name: the main metric at each place, or else every metric. */
+function ratios({ metrics, axis, floor, series }: BenchmarkReport): Spec[] {
+  const [main] = Object.keys(metrics);
+  const shown = series.filter(({ metric, ratio }) => ratio !== undefined && (!axis || metric === main));
+  if (shown.length === 0) return [];
+  return [
+    bars({
+      title: `${axis ? `${metrics[main].title}, ` : ''}as a multiple of that of ${floor}: median ± MAD`,
+      axis: `× ${floor}`,
+      bars: shown.map(({ contender, metric, at, ratio }) => ({
+        contender,
+        row: axis ? formatPlace(at!, axis) : metrics[metric].title,
+        line: 1,
+        value: ratio!.median,
+        low: ratio!.median - ratio!.mad,
+        high: ratio!.median + ratio!.mad,
+        label: `× ${formatRatio(ratio!.median)}`,
+      })),
+      rows: axis?.places ? [...axis.places] : Object.values(metrics).map(({ title }) => title),
+    }),
+  ];
+}
+
+interface Bar {
+  contender: string;
+  /** The group it stands in. */
+  row: string;
+  value: number;
+  /** Ends of the thin line on it. */
+  low: number;
+  high: number;
+  label: string;
+  /** Where its group has a dashed line across. */
+  line?: number;
+}
+
+/** @param rows Groups, in order; none: all bars are one. */
+function bars({ title, axis, bars, rows }: { title: string; axis: string; bars: Bar[]; rows: string[] }): Spec {
+  const order = unique(bars.map(({ contender }) => contender));
   const y = { field: 'contender', type: 'nominal', sort: order, title: null, axis: { labelLimit: 220 } };
-  const x = { type: 'quantitative', title: axisTitle(several ? 'time' : metrics[names[0]].title, symbol) };
+  const x = { type: 'quantitative', title: axis };
   const layer: { mark: object; encoding: { x: object } & Record<string, object> }[] = [
     // Of the floor's row alone, over the whole height.
-    { mark: { type: 'rule', strokeDash: [4, 3], opacity: 0.6 }, encoding: { x: { ...x, field: 'floor' } } },
-    { mark: { type: 'bar', height: 18 }, encoding: { x: { ...x, field: 'median' }, y, color: color(order, false) } },
+    { mark: { type: 'rule', strokeDash: [4, 3], opacity: 0.6 }, encoding: { x: { ...x, field: 'line' } } },
+    { mark: { type: 'bar', height: 18 }, encoding: { x: { ...x, field: 'value' }, y, color: color(order, false) } },
     { mark: { type: 'rule', strokeWidth: 1.5 }, encoding: { x: { ...x, field: 'low' }, x2: { field: 'high' }, y } },
     {
       mark: { type: 'text', align: 'left', dx: 6 },
@@ -102,20 +174,11 @@ function bars({ metrics, series }: BenchmarkReport): Spec {
     },
   ];
   // Room for the labels at the longest bar's end.
-  const scale = { domainMax: Math.max(...values.map(({ high }) => high)) * 1.25 };
+  const scale = { domainMax: Math.max(...bars.map(({ high }) => high)) * 1.25 };
   for (const { encoding } of layer) Object.assign(encoding.x, { scale });
-  const facet = {
-    row: { field: 'metric', type: 'nominal', title: null, sort: names.map((name) => metrics[name].title) },
-  };
-  return {
-    title,
-    spec: {
-      data: { values },
-      ...(several
-        ? { facet, spec: { width: WIDTH, height: { step: 28 }, layer } }
-        : { width: WIDTH, height: { step: 28 }, layer }),
-    },
-  };
+  const facet = { row: { field: 'row', type: 'nominal', title: null, sort: rows } };
+  const single = { width: WIDTH, height: { step: 28 }, layer };
+  return { title, spec: { data: { values: bars }, ...(rows.length > 0 ? { facet, spec: single } : single) } };
 }
 
 /** A metric along the benchmark's axis, a line a contender; logarithmic where one is a hundredfold of another. */

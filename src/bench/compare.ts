@@ -1,7 +1,8 @@
 import type { Unit } from './benchmark.js';
+import { formatPlace, isRate } from './format.js';
 import type { Report, Series } from './report.js';
 
-/** A figure that is not what it was. More is worse: all are costs. */
+/** A figure that is not what it was. */
 export interface Change {
   /** Benchmark, contender, place on the axis and metric. */
   what: string;
@@ -10,6 +11,7 @@ export interface Change {
   after: number;
   /** `after` by `before`. */
   factor: number;
+  isWorse: boolean;
   /** The factor is that of the ratios to the floor: the machine itself may have been faster or slower. */
   byRatio: boolean;
 }
@@ -39,13 +41,19 @@ function compare(what: string, unit: Unit, before: Series, after: Series): Chang
   if (difference <= BEYOND_NOISE * Math.hypot(was.mad, is.mad)) return [];
   if (was.median <= 0 || difference < LEAST_CHANGE * was.median) return [];
   const factor = is.median / was.median;
-  return [{ what, unit, before: before.summary.median, after: after.summary.median, factor, byRatio }];
+  const isWorse = factor > 1 !== isRate(unit);
+  return [{ what, unit, before: before.summary.median, after: after.summary.median, factor, isWorse, byRatio }];
 }
 
 const entries = ({ benchmarks }: Report) =>
-  benchmarks.flatMap(({ name, metrics, series }) =>
+  benchmarks.flatMap(({ name, metrics, axis, series }) =>
     series.map((entry) => ({
-      key: [name, entry.contender, entry.at ?? '', metrics[entry.metric].title]
+      key: [
+        name,
+        entry.contender,
+        axis && entry.at !== undefined ? formatPlace(entry.at, axis) : '',
+        metrics[entry.metric].title,
+      ]
         .filter((part) => part !== '')
         .join(', '),
       unit: metrics[entry.metric].unit,

@@ -14,6 +14,13 @@ const SCALES: Readonly<Record<Unit, readonly (readonly [number, string])[]>> = {
     [1, 'bytes'],
   ],
   count: [[1, '']],
+  'per-second': [[1, '/s']],
+  'bytes-per-second': [
+    [1e9, 'GB/s'],
+    [1e6, 'MB/s'],
+    [1e3, 'kB/s'],
+    [1, 'B/s'],
+  ],
 };
 
 /** The scale in which a value of this size reads best. */
@@ -27,6 +34,17 @@ export function scaleFor(value: number, unit: Unit): { divisor: number; symbol: 
 export function formatValue(value: number, unit: Unit, scale = scaleFor(value, unit)): string {
   return `${formatNumber(value / scale.divisor)}${scale.symbol && ` ${scale.symbol}`}`;
 }
+
+/** A place on a benchmark's axis. */
+export function formatPlace(
+  at: number,
+  { unit, places }: { unit: Unit; places?: readonly string[] | undefined },
+): string {
+  return places?.[at] ?? formatValue(at, unit);
+}
+
+/** Of rates more is better; all else are costs. */
+export const isRate = (unit: Unit): boolean => unit.endsWith('per-second');
 
 /** Three digits that count, and all of those before the point. */
 export function formatNumber(value: number): string {

@@ -1,7 +1,7 @@
 /** A report as one page that needs nothing else: tables, and charts as SVG, in the reader's light or dark. */
 import { charts, loadRenderer, type Chart } from './charts.js';
 import { changes, type Change } from './compare.js';
-import { formatValue, scaleFor } from './format.js';
+import { formatPlace, formatValue, scaleFor } from './format.js';
 import type { BenchmarkReport, Machine, Report } from './report.js';
 import { ratioText } from './table.js';
 
@@ -47,7 +47,8 @@ ${facts(report.machine)}
 ${baseline ? comparison(changes(baseline, report), baseline) : ''}
 ${sections.join('\n')}
 <p class="note">A figure is a median over interleaved rounds, ± its median absolute deviation (MAD); × floor is the median of
-the ratios to the floor in the same round. No sample is left out. The floor is the same work in C, by the plain ioctls.</p>
+the ratios to the floor in the same round. No sample is left out. The floor is the same work in C, by the
+plain ioctls, where nothing else is said.</p>
 </body>
 </html>
 `;
@@ -96,8 +97,9 @@ function figure({ title, svg }: Chart): string {
   return `<h3>${escape(title)}</h3><div class="light" ${label}>${svg.light}</div><div class="dark" ${label}>${svg.dark}</div>`;
 }
 
-function figures({ metrics, axis, series }: BenchmarkReport): string {
-  const head = ['', ...(axis ? [axis.title] : []), 'median', '± MAD', 'min', 'p90', 'p99', 'max', 'samples', '× floor'];
+function figures({ metrics, axis, floor, series }: BenchmarkReport): string {
+  const columns = ['median', '± MAD', 'min', 'p90', 'p99', 'max', 'samples', `× ${floor ?? 'floor'}`];
+  const head = ['', ...(axis ? [axis.title] : []), ...columns];
   const several = Object.keys(metrics).length > 1;
   const rows = Object.entries(metrics).flatMap(([metric, { title, unit }]) => [
     ...(several ? [`<tr class="group"><td colspan="${head.length}">${escape(title)}</td></tr>`] : []),
@@ -108,7 +110,7 @@ function figures({ metrics, axis, series }: BenchmarkReport): string {
         const scale = scaleFor(summary.median, unit);
         return line('td', [
           contender,
-          ...(axis ? [at === undefined ? '' : formatValue(at, axis.unit)] : []),
+          ...(axis ? [at === undefined ? '' : formatPlace(at, axis)] : []),
           ...[summary.median, summary.mad, summary.min, summary.p90, summary.p99, summary.max].map((value) =>
             formatValue(value, unit, scale),
           ),
@@ -123,8 +125,8 @@ function figures({ metrics, axis, series }: BenchmarkReport): string {
 function comparison(found: readonly Change[], baseline: Report): string {
   const when = escape(baseline.startedAt.slice(0, 16).replace('T', ' '));
   if (found.length === 0) return `<h2>Compared with ${when}</h2><p>Nothing changed beyond noise.</p>`;
-  const rows = found.map(({ what, before, after, factor, unit }) => {
-    const word = factor > 1 ? 'worse' : 'better';
+  const rows = found.map(({ what, before, after, factor, isWorse, unit }) => {
+    const word = isWorse ? 'worse' : 'better';
     return `<tr><td>${escape(what)}</td><td>${formatValue(before, unit)}</td><td>${formatValue(after, unit)}</td><td class="${word}">× ${factor.toFixed(2)}</td></tr>`;
   });
   return `<h2>Compared with ${when}</h2><p>What changed beyond noise:</p><div class="scroll"><table><tr><th></th><th>before</th><th>now</th><th></th></tr>${rows.join('')}</table></div>`;

@@ -6,7 +6,7 @@ import { summarize } from './statistics.js';
 /** Raised when a reader of older reports would misread newer ones. */
 const VERSION = 1;
 
-const unit = z.enum(['ns', 'bytes', 'count']);
+const unit = z.enum(['ns', 'bytes', 'count', 'per-second', 'bytes-per-second']);
 const summary = z
   .object({
     samples: z.int().positive(),
@@ -40,7 +40,17 @@ const benchmark = z.object({
   metrics: z
     .record(z.string(), z.object({ title: z.string(), unit }))
     .meta({ description: 'the first is the main one' }),
-  axis: z.object({ title: z.string(), unit }).optional(),
+  axis: z
+    .object({
+      title: z.string(),
+      unit,
+      places: z
+        .array(z.string())
+        .optional()
+        .meta({ description: 'names of its places where they are no numbers; `at` is an index then' }),
+    })
+    .optional(),
+  floor: z.string().optional().meta({ description: 'what the floor is, where it is not the same work in C' }),
   skipped: z.string().optional().meta({ description: 'why it could not run on this machine' }),
   notes: z.array(z.string()).meta({ description: 'what was left out, and why' }),
   series: z.array(series),
@@ -91,7 +101,7 @@ export const jsonSchema = (): unknown => z.toJSONSchema(reportSchema);
 
 /** What a benchmark's rounds come to. */
 export function toReport(
-  { name, title, description, metrics, axis }: Benchmark,
+  { name, title, description, metrics, axis, floor }: Benchmark,
   { measured, notes, extras, skipped }: Outcome,
 ): BenchmarkReport {
   return {
@@ -100,6 +110,7 @@ export function toReport(
     description,
     metrics: { ...metrics },
     ...(axis && { axis }),
+    ...(floor !== undefined && { floor }),
     ...(skipped !== undefined && { skipped }),
     notes,
     series: Object.keys(metrics).flatMap((metric) => measured.flatMap((entry) => toSeries(entry, metric, measured))),

@@ -5,6 +5,8 @@ export interface RunOptions {
   quick: boolean;
   /** Told before each round. */
   onProgress?: (progress: Progress) => void;
+  /** After this time no further round is begun: on a slow machine there are fewer. Default: 20 s (`quick`) or 10 minutes. */
+  budgetMs?: number;
 }
 
 export interface Progress {
@@ -35,8 +37,8 @@ export interface Outcome {
  * Warm-up comes before, and counts for nothing.
  */
 const EFFORT = {
-  quick: { roundMs: 10, rounds: 15, warmUpMs: 60 },
-  full: { roundMs: 50, rounds: 41, warmUpMs: 400 },
+  quick: { roundMs: 10, rounds: 15, warmUpMs: 60, budgetMs: 20_000 },
+  full: { roundMs: 50, rounds: 41, warmUpMs: 400, budgetMs: 600_000 },
 };
 /** No round does more: what does nothing at all would otherwise never fill its time. */
 const MAX_OPERATIONS = 1_000_000;
@@ -47,7 +49,10 @@ const MIN_OPERATIONS = 100;
  * Measures all contenders of a benchmark in interleaved rounds: A B C, C B A, A B C … Whatever else the machine does
  * then meets all of them, and neither order nor drift favours one.
  */
-export async function run(benchmark: Benchmark, { quick, onProgress = () => {} }: RunOptions): Promise<Outcome> {
+export async function run(
+  benchmark: Benchmark,
+  { quick, onProgress = () => {}, ...options }: RunOptions,
+): Promise<Outcome> {
   const notes: string[] = [];
   const effort = quick ? EFFORT.quick : EFFORT.full;
   const size = quick ? 'quick' : 'full';
@@ -64,7 +69,13 @@ export async function run(benchmark: Benchmark, { quick, onProgress = () => {} }
       const perRound = operations === 'timed' ? await calibrate(session, effort) : operations[size];
       entries.push({ contender, session, operations: perRound, rounds: [] });
     }
+    const { budgetMs = effort.budgetMs } = options;
+    const startMs = performance.now();
     for (let round = 0; round < rounds; round++) {
+      if (round > 0 && performance.now() - startMs > budgetMs) {
+        notes.push(`${round} of ${rounds} rounds: this machine takes long for them`);
+        break;
+      }
       const order = round % 2 === 0 ? entries : [...entries].reverse();
       for (const [index, entry] of order.entries()) {
         const done = (round + index / order.length) / rounds;

@@ -1,40 +1,70 @@
 import Table from 'cli-table3';
-import { formatRatio, formatValue, scaleFor } from './format.js';
+import { formatPlace, formatRatio, formatValue, scaleFor } from './format.js';
 import type { BenchmarkReport, Series } from './report.js';
+
+/** With more metrics than this along an axis, a row for each would be a table that nobody reads. */
+const MANY_METRICS = 4;
 
 /** One benchmark for a person at a terminal. */
 export function benchmarkTable(report: BenchmarkReport): string {
-  const { name, title, metrics, axis, series, skipped, notes } = report;
+  const { name, title, metrics, axis, skipped, notes } = report;
   const lines = [`${title} (${name})`];
   if (skipped !== undefined) lines.push(`  not measured: ${skipped}`);
-  else {
-    const table = new Table({
-      head: ['', ...(axis ? [axis.title] : []), 'median', '± MAD', 'min', 'p90', 'p99', 'samples', '× floor'],
-      colAligns: ['left', ...Array.from({ length: axis ? 8 : 7 }, () => 'right' as const)],
-      style: { head: [], border: [], compact: true },
-    });
-    for (const entry of series) {
-      const { unit, title: what } = metrics[entry.metric];
-      const { summary, at } = entry;
-      const scale = scaleFor(summary.median, unit);
-      const value = (number: number) => formatValue(number, unit, scale);
-      table.push([
-        Object.keys(metrics).length > 1 ? `${entry.contender}: ${what}` : entry.contender,
-        ...(axis ? [at === undefined ? '' : formatValue(at, axis.unit)] : []),
-        value(summary.median),
-        value(summary.mad),
-        value(summary.min),
-        value(summary.p90),
-        value(summary.p99),
-        summary.samples.toLocaleString('en'),
-        ratioText(entry),
-      ]);
-    }
-    lines.push(table.toString());
-  }
+  else lines.push((axis && Object.keys(metrics).length > MANY_METRICS ? wide : long)(report));
   lines.push(...notes.map((note) => `  ${note}`));
   return lines.join('\n');
 }
+
+/** A row for each figure, with how it is spread. */
+function long({ metrics, axis, floor = 'floor', series }: BenchmarkReport): string {
+  const table = newTable(
+    ['', ...(axis ? [axis.title] : []), 'median', '± MAD', 'min', 'p90', 'p99', 'samples', `× ${floor}`],
+    1,
+  );
+  for (const entry of series) {
+    const { unit, title: what } = metrics[entry.metric];
+    const { summary, at } = entry;
+    const scale = scaleFor(summary.median, unit);
+    const value = (number: number) => formatValue(number, unit, scale);
+    table.push([
+      Object.keys(metrics).length > 1 ? `${entry.contender}: ${what}` : entry.contender,
+      ...(axis ? [at === undefined ? '' : formatPlace(at, axis)] : []),
+      value(summary.median),
+      value(summary.mad),
+      value(summary.min),
+      value(summary.p90),
+      value(summary.p99),
+      summary.samples.toLocaleString('en'),
+      ratioText(entry),
+    ]);
+  }
+  return table.toString();
+}
+
+/** A row for each contender at each place, a column for each metric's median; the ratio is that of the first. */
+function wide({ metrics, axis, floor = 'floor', series }: BenchmarkReport): string {
+  const names = Object.keys(metrics);
+  const titles = names.map((name) => metrics[name].title);
+  const table = newTable([axis!.title, '', ...titles, `× ${floor}`], 2);
+  const rows = series.filter(({ metric }) => metric === names[0]).sort((a, b) => a.at! - b.at!);
+  for (const [index, entry] of rows.entries()) {
+    const { contender, at } = entry;
+    const medians = names.map((name) => {
+      const found = series.find((other) => other.contender === contender && other.at === at && other.metric === name);
+      return found ? formatValue(found.summary.median, metrics[name].unit) : '';
+    });
+    table.push([rows[index - 1]?.at === at ? '' : formatPlace(at!, axis!), contender, ...medians, ratioText(entry)]);
+  }
+  return table.toString();
+}
+
+/** @param labels How many columns from the left are words. */
+const newTable = (head: string[], labels: number) =>
+  new Table({
+    head,
+    colAligns: head.map((_, column) => (column < labels ? 'left' : 'right')),
+    style: { head: [], border: [], compact: true },
+  });
 
 /** What is read first in a table: how far from the floor. */
 export function ratioText({ isFloor, ratio }: Series): string {

@@ -81,7 +81,7 @@ function comparisonText(before: Report, after: Report): string {
     `  ${change.what}`,
     formatValue(change.before, change.unit),
     `→ ${formatValue(change.after, change.unit)}`,
-    paint(process.stdout, change.factor > 1 ? 'red' : 'green', `× ${change.factor.toFixed(2)}`),
+    paint(process.stdout, change.isWorse ? 'red' : 'green', `× ${change.factor.toFixed(2)}`),
     change.byRatio ? 'of the ratio to the floor' : '',
   ]);
   return `${title}\n${columns(rows)}`;

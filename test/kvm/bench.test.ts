@@ -60,6 +60,20 @@ describeKvm('vmexit bench', () => {
     }
   });
 
+  it("compares a Linux guest's work with the host's", { timeout: 240_000 }, async () => {
+    const { stdout, exitCode } = await bench(['--quick', 'cpu/guest', '--json', 'cpu.json']);
+    expect(exitCode).toBe(0);
+    expect(stdout).toContain('× host');
+    const [{ series, floor, metrics, skipped }] = report('cpu.json').benchmarks;
+    expect([skipped, floor]).toEqual([undefined, 'host']);
+    for (const metric of Object.keys(metrics)) {
+      const [host, guest] = series.filter((entry) => entry.metric === metric);
+      expect([host.isFloor, guest.isFloor]).toEqual([true, false]);
+      expect(Math.min(host.summary.min, guest.summary.min)).toBeGreaterThan(0);
+      expect(guest.ratio!.median).toBeGreaterThan(0);
+    }
+  });
+
   it('compares with an earlier run', { timeout: 60_000 }, async () => {
     const { stdout, exitCode } = await bench([
       ...['--quick', 'exits/pio-in', '--compare', 'report.json', '--json', 'second.json', '--html', 'second.html'],

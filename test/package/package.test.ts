@@ -67,7 +67,7 @@ describe('the packed package', () => {
       expect(files).toContain(path);
     }
     expect(
-      files.filter((path) => /^(test|firmware|benchmarks\/(?!baseline|preload)|scripts|build|src)/.test(path)),
+      files.filter((path) => /^(test|firmware|benchmarks\/(?!baseline|guest|preload)|scripts|build|src)/.test(path)),
     ).toEqual([]);
     expect(files.filter((path) => path.endsWith('.node'))).toEqual([]);
   });

@@ -34,10 +34,11 @@ export const manyVms: Benchmark = {
   async contenders(context) {
     openKvm().close();
     const floor = await baseline('lifecycle', context);
-    const machines = context.quick ? [1, 10] : [1, 10, 100];
-    if (context.quick) context.note('100 MicroVMs are left to a full run');
+    const machines = context.quick ? [1, 4] : [1, 10, 100];
+    const vms = context.quick ? [1, 10, 100] : [1, 10, 100, 1000];
+    if (context.quick) context.note('100 MicroVMs, and 1,000 VMs, are left to a full run');
     return [
-      ...[1, 10, 100].flatMap((count) => [
+      ...vms.flatMap((count) => [
         ...(floor === undefined
           ? []
           : [{ ...child('C', count, () => ({ file: floor, args: ['many'] })), isFloor: true }]),

@@ -58,6 +58,40 @@ describe('a report', () => {
   });
 });
 
+describe('a report of named places and many metrics', () => {
+  const metrics = Object.fromEntries(
+    ['iops', 'bytes', 'p50', 'cpu', 'exits'].map((name) => [name, { title: name, unit: 'count' as const }]),
+  );
+  const at = (name: string, place: number, value: number) =>
+    contender(name, () => [Object.fromEntries(Object.keys(metrics).map((metric) => [metric, value]))], {
+      at: place,
+      isFloor: name === 'QEMU',
+    });
+  const made = benchmark([at('QEMU', 0, 100), at('ours', 0, 80), at('QEMU', 1, 10), at('ours', 1, 12)], {
+    metrics,
+    floor: "QEMU's own",
+    axis: { title: 'load', unit: 'count', places: ['read', 'write'] },
+  });
+
+  it('is a table with a column for each metric, and a row for each contender at each place', async () => {
+    const lines = benchmarkTable((await report(made)).benchmarks[0]).split('\n');
+    expect(lines[2]).toMatch(/load .*iops .*exits .*× QEMU's own/);
+    expect(lines.find((line) => /read .*QEMU/.test(line))).toMatch(/100 .*floor/);
+    expect(lines.filter((line) => line.includes('ours')).map((line) => /\d\.\d\d ±/.exec(line)?.[0])).toEqual([
+      '0.80 ±',
+      '1.20 ±',
+    ]);
+  });
+
+  it('draws the ratios to what is compared with, then each metric by place', async () => {
+    const html = await toHtml(await report(made));
+    expect(html.match(/<svg/g)).toHaveLength(2 * (1 + 5));
+    expect(html).toMatch(/>× QEMU's own<\/text>/);
+    expect(html).toMatch(/>× 1.20<\/text>/);
+    expect(html).toMatch(/>write<\/text>/);
+  });
+});
+
 describe('comparing two reports', () => {
   const compared = async (before: number, after: number, floor = 100) =>
     changes(await report(benchmark(pair(before))), await report(benchmark(pair(after, floor))));
@@ -76,6 +110,13 @@ describe('comparing two reports', () => {
   it('takes a slower machine for what it is, where there is a floor', async () => {
     const found = await compared(200, 400, 200);
     expect(found.map(({ what }) => what)).toEqual(['exits/made-up, C, time each']);
+  });
+
+  it('takes more for worse of a cost, and for better of a rate', async () => {
+    const rate = (value: number) =>
+      benchmark(pair(value), { metrics: { time: { title: 'IOPS', unit: 'per-second' as const } } });
+    expect((await compared(200, 300))[0].isWorse).toBe(true);
+    expect(changes(await report(rate(200)), await report(rate(300)))[0].isWorse).toBe(false);
   });
 
   it('leaves out what only one of them has', async () => {

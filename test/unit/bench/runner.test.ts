@@ -16,6 +16,13 @@ describe("a benchmark's runner", () => {
     expect(seen.rounds).toHaveLength(9 + 27);
   });
 
+  it('begins no further round when its time is up, and says how many there were', async () => {
+    const slow = contender('A', one);
+    const { measured, notes } = await run(benchmark([slow]), { quick: true, budgetMs: -1 });
+    expect(measured[0].rounds).toHaveLength(1);
+    expect(notes).toEqual(['1 of 5 rounds: this machine takes long for them']);
+  });
+
   it('keeps every sample of every round', async () => {
     const made = benchmark([contender('A', (round) => [{ time: round }, { time: -round }])]);
     const { measured } = await run(made, { quick: true });
