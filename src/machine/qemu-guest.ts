@@ -57,6 +57,8 @@ export class QemuGuest {
     const { arch, kernelPath } = config;
     // QEMU puts a Multiboot kernel's name first by itself.
     const foreign = arch === 'x86_64' && kernelPath !== undefined && (await isForeignKernel(kernelPath));
+    // Linux counts timer interrupts at boot, and panics when a busy host emulates too few; KVM tells it not to look.
+    const linux = arch === 'x86_64' && platform.accel === 'tcg' ? `no_timer_check ${config.cmdline}` : config.cmdline;
     return new QemuGuest(
       config.arch,
       await QemuProcess.start({
@@ -64,7 +66,7 @@ export class QemuGuest {
         chardevs: ['serial0', 'debug', ...(config.testdev ? [TEST_OUTPUT] : [])],
         args: [
           ...platform.args,
-          ...qemuArguments(config, foreign ? config.kernelArguments : config.cmdline, platform),
+          ...qemuArguments(config, foreign ? config.kernelArguments : linux, platform),
           ...(await deviceArguments(config)),
         ],
         ...options,

@@ -92,7 +92,7 @@ describe('a device that is served to QEMU', () => {
       args: [
         ...['-M', 'q35,accel=tcg,memory-backend=mem', '-cpu', 'max', '-smp', '2', '-m', '512M', '-no-reboot'],
         ...['-object', 'memory-backend-memfd,id=mem,size=512M,share=on'],
-        ...['-kernel', kernel.vmlinuzPath, '-initrd', initrd, '-append', 'console=ttyS0 panic=-1 quiet'],
+        ...['-kernel', kernel.vmlinuzPath, '-initrd', initrd, '-append', 'console=ttyS0 panic=-1 no_timer_check quiet'],
         ...['-serial', 'chardev:serial', '-device', 'isa-debug-exit,iobase=0xf4,iosize=4', ...devices],
       ],
     });

@@ -14,7 +14,7 @@ const GRUB_CFG = `serial --unit=0 --speed=115200
 terminal_input serial
 terminal_output serial
 echo "GRUB on $grub_platform"
-linux /boot/vmlinuz console=ttyS0 panic=-1 quiet
+linux /boot/vmlinuz console=ttyS0 panic=-1 no_timer_check quiet
 initrd /boot/initrd
 boot
 `;
