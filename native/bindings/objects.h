@@ -78,13 +78,13 @@ class VcpuObject : public Napi::ObjectWrap<VcpuObject> {
  private:
   Napi::Value Ioctl(const Napi::CallbackInfo& info);
   Napi::Value Run(const Napi::CallbackInfo& info);
+  Napi::Value InlineRun(const Napi::CallbackInfo& info);
   Napi::Value CompletePending(const Napi::CallbackInfo& info);
   Napi::Value Kick(const Napi::CallbackInfo& info);
   Napi::Value KvmRun(const Napi::CallbackInfo& info);
   Napi::Value Token(const Napi::CallbackInfo& info);
   Napi::Value Close(const Napi::CallbackInfo& info);
   Vcpu& vcpu() const;
-  void DefineRunInline(Napi::Env env, Napi::Value self);
   [[gnu::always_inline]] inline napi_value RunInline(Napi::Env env);
   bool SetTurnDeadline();
   napi_value Yield(Napi::Env env, int why);

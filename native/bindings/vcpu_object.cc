@@ -21,6 +21,7 @@ Napi::Function VcpuObject::Define(Napi::Env env) {
                                            {
                                                InstanceMethod<&VcpuObject::Ioctl>("ioctl"),
                                                InstanceMethod<&VcpuObject::Run>("run"),
+                                               InstanceMethod<&VcpuObject::InlineRun>("inlineRun"),
                                                InstanceMethod<&VcpuObject::CompletePending>("completePending"),
                                                InstanceMethod<&VcpuObject::Kick>("kick"),
                                                InstanceMethod<&VcpuObject::KvmRun>("kvmRun"),
@@ -36,13 +37,13 @@ VcpuObject::VcpuObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   Guarded(info.Env(), [&] {
     if (!info[0].IsExternal()) throw ArgumentError("a Vcpu is made by Vm.createVcpu()");
     vcpu_ = *info[0].As<Napi::External<std::shared_ptr<Vcpu>>>().Data();
-    DefineRunInline(info.Env(), info.This());
   });
 }
 
-// runInline is a function of its own for each vCPU: it carries the object's address, where a method would look its
-// receiver up, at 100 ns an exit.
-void VcpuObject::DefineRunInline(Napi::Env env, Napi::Value self) {
+// inlineRun() -> a function that runs this vCPU, see RunInline. It carries the object's address, where a method would
+// look its receiver up, at 100 ns an exit.
+Napi::Value VcpuObject::InlineRun(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
   auto call = [](napi_env env, napi_callback_info info) -> napi_value {
     void* data = nullptr;
     napi_get_cb_info(env, info, nullptr, nullptr, nullptr, &data);
@@ -53,17 +54,18 @@ void VcpuObject::DefineRunInline(Napi::Env env, Napi::Value self) {
       return nullptr;
     }
   };
-  napi_value function;
-  if (napi_create_function(env, "runInline", NAPI_AUTO_LENGTH, call, this, &function) != napi_ok) {
-    throw SystemError("napi_create_function", ENOMEM);
-  }
-  // LIFETIME: the function keeps the object, by a property that nobody can take away.
-  napi_property_descriptor owner = {"vcpu", nullptr, nullptr, nullptr, nullptr, self, napi_default, nullptr};
-  napi_property_descriptor method = {"runInline", nullptr, nullptr, nullptr, nullptr, function, napi_default, nullptr};
-  if (napi_define_properties(env, function, 1, &owner) != napi_ok ||
-      napi_define_properties(env, self, 1, &method) != napi_ok) {
-    throw SystemError("napi_define_properties", ENOMEM);
-  }
+  return Guarded(env, [&]() -> Napi::Value {
+    napi_value function;
+    if (napi_create_function(env, "runInline", NAPI_AUTO_LENGTH, call, this, &function) != napi_ok) {
+      throw SystemError("napi_create_function", ENOMEM);
+    }
+    // LIFETIME: the function keeps the object, by a property that nobody can take away.
+    napi_property_descriptor owner = {"vcpu", nullptr, nullptr, nullptr, nullptr, info.This(), napi_default, nullptr};
+    if (napi_define_properties(env, function, 1, &owner) != napi_ok) {
+      throw SystemError("napi_define_properties", ENOMEM);
+    }
+    return Napi::Value(env, function);
+  });
 }
 
 VcpuObject::~VcpuObject() {
@@ -105,7 +107,7 @@ Napi::Value VcpuObject::Run(const Napi::CallbackInfo& info) {
   });
 }
 
-// runInline() -> undefined after an exit, whose reason is in kvm_run; -1: the caller gives the event loop a turn, then
+// undefined after an exit, whose reason is in kvm_run; -1: the caller gives the event loop a turn, then
 // calls again; -2: so, but ticks and microtasks are all that can be due, which costs a tenth of a turn.
 //
 // One turn is a series of calls between two of these; within it the vCPU is interrupted when the loop has something to

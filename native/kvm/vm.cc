@@ -20,8 +20,13 @@ constexpr uint32_t kMaxFilteredMsrs = 0x600 * 8;
 Vm::Vm(UniqueFd fd, size_t vcpu_mmap_size) : fd_(std::move(fd)), vcpu_mmap_size_(vcpu_mmap_size) {}
 
 size_t Vm::XsaveSize() const {
+  // Asked once: every request of a vCPU wants to know.
+  size_t known = xsave_size_.load(std::memory_order_relaxed);
+  if (known != 0) return known;
   int size = ioctl(fd(), KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
-  return size > static_cast<int>(sizeof(kvm_xsave)) ? static_cast<size_t>(size) : sizeof(kvm_xsave);
+  known = size > static_cast<int>(sizeof(kvm_xsave)) ? static_cast<size_t>(size) : sizeof(kvm_xsave);
+  xsave_size_.store(known, std::memory_order_relaxed);
+  return known;
 }
 
 void Vm::SetSlot(uint32_t slot, uint32_t flags, uint64_t gpa, std::shared_ptr<Mapping> mapping, uint64_t offset,

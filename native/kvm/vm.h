@@ -1,6 +1,7 @@
 #ifndef VMEXIT_KVM_VM_H_
 #define VMEXIT_KVM_VM_H_
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -47,6 +48,7 @@ class Vm {
   std::map<uint32_t, Slot> slots_;
   UniqueFd fd_;
   size_t vcpu_mmap_size_;
+  mutable std::atomic<size_t> xsave_size_{0};
 };
 
 }  // namespace vmexit

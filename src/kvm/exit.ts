@@ -269,7 +269,8 @@ export class ExitDecoder {
   readonly io: IoExit;
   readonly mmio: MmioExit;
   readonly #run: Views;
-  readonly #byCode = new Map<number, VmExit>();
+  /** The rest, made when one first comes: most vCPUs see few kinds. */
+  readonly #others = new Map<number, VmExit>();
 
   /** @param kvmRun Borrowed from the vCPU. */
   constructor(kvmRun: ArrayBuffer) {
@@ -277,22 +278,6 @@ export class ExitDecoder {
     this.#run = run;
     this.io = new IoExit(run);
     this.mmio = new MmioExit(run);
-    const msr = new MsrExit(run);
-    const entries: [number, VmExit][] = [
-      [KVM_EXIT.IO, this.io],
-      [KVM_EXIT.MMIO, this.mmio],
-      [KVM_EXIT.HLT, HLT],
-      [KVM_EXIT.SHUTDOWN, SHUTDOWN],
-      [KVM_EXIT.INTR, INTR],
-      [KVM_EXIT.DEBUG, new DebugExit(run)],
-      [KVM_EXIT.HYPERCALL, new HypercallExit(run)],
-      [KVM_EXIT.X86_RDMSR, msr],
-      [KVM_EXIT.X86_WRMSR, msr],
-      [KVM_EXIT.INTERNAL_ERROR, new InternalErrorExit(run)],
-      [KVM_EXIT.FAIL_ENTRY, new FailEntryExit(run)],
-      [KVM_EXIT.SYSTEM_EVENT, new SystemEventExit(run)],
-    ];
-    for (const [code, exit] of entries) this.#byCode.set(code, exit);
   }
 
   /** KVM's number for the reason of the last exit. */
@@ -302,8 +287,41 @@ export class ExitDecoder {
 
   /** @param code A KVM exit reason, or -1 for an interrupted run. */
   decode(code: number): VmExit {
+    if (code === KVM_EXIT.IO) return this.io;
+    if (code === KVM_EXIT.MMIO) return this.mmio;
     if (code < 0) return INTR;
-    return this.#byCode.get(code) ?? { reason: 'unknown', code };
+    let exit = this.#others.get(code);
+    if (!exit) {
+      exit = exitOf(code, this.#run);
+      this.#others.set(code, exit);
+    }
+    return exit;
+  }
+}
+
+function exitOf(code: number, run: Views): VmExit {
+  switch (code) {
+    case KVM_EXIT.HLT:
+      return HLT;
+    case KVM_EXIT.SHUTDOWN:
+      return SHUTDOWN;
+    case KVM_EXIT.INTR:
+      return INTR;
+    case KVM_EXIT.DEBUG:
+      return new DebugExit(run);
+    case KVM_EXIT.HYPERCALL:
+      return new HypercallExit(run);
+    case KVM_EXIT.X86_RDMSR:
+    case KVM_EXIT.X86_WRMSR:
+      return new MsrExit(run);
+    case KVM_EXIT.INTERNAL_ERROR:
+      return new InternalErrorExit(run);
+    case KVM_EXIT.FAIL_ENTRY:
+      return new FailEntryExit(run);
+    case KVM_EXIT.SYSTEM_EVENT:
+      return new SystemEventExit(run);
+    default:
+      return { reason: 'unknown', code };
   }
 }
 

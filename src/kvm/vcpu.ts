@@ -43,6 +43,7 @@ export class Vcpu implements Disposable {
   /** @internal */
   readonly native: NativeVcpu;
   #decoder: ExitDecoder | undefined;
+  #inlineRun: (() => -1 | -2 | undefined) | undefined;
 
   /** @internal Made by `Vm.createVcpu`. */
   constructor(vcpu: NativeVcpu, id: number) {
@@ -95,7 +96,7 @@ export class Vcpu implements Disposable {
    */
   runInline(): number {
     try {
-      return this.native.runInline() ?? this.exit.code;
+      return (this.#inlineRun ??= this.native.inlineRun())() ?? this.exit.code;
     } catch (error) {
       return rethrow(error);
     }

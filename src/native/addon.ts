@@ -98,10 +98,10 @@ export interface NativeVcpu {
   /** One KVM_RUN: the exit reason, or -1 after a kick or when `timeoutNs` (0: none) is over. */
   run(timeoutNs: number): number;
   /**
-   * One KVM_RUN: undefined after an exit, whose reason is in kvm_run; -1 as soon as this thread's event loop has
+   * A function that does one KVM_RUN: undefined after an exit, whose reason is in kvm_run; -1 as soon as this thread's event loop has
    * something to do; -2 a while after an exit, when ticks and microtasks may be waiting, and nothing else is.
    */
-  runInline(): -1 | -2 | undefined;
+  inlineRun(): () => -1 | -2 | undefined;
   /** Completes the port or MMIO access of the last exit without running guest code. */
   completePending(): void;
   kick(): void;
