@@ -1,9 +1,9 @@
 /*
- * The load of benchmarks/disks.ts, in the guest: reads or writes a block device past the page cache, with a number of
- * requests in flight, for a time.
+ * The load of src/bench/devices/disk.ts, in the guest: reads or writes a block device past the page cache, with a
+ * number of requests in flight, for a time.
  *
  * usage: disk-load DEVICE read|write rand|seq BLOCK_BYTES DEPTH MILLISECONDS
- * Prints {"requests":N,"ns":N,"p50":ns,"p99":ns}.
+ * Prints {"requests":N,"bytes":N,"ns":N,"p50":ns,"p99":ns}.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -97,7 +97,7 @@ int main(int argc, char** argv) {
   }
   size_t kept = done < MAX_SAMPLES ? done : MAX_SAMPLES;
   qsort(samples, kept, sizeof *samples, by_value);
-  printf("{\"requests\":%zu,\"ns\":%lld,\"p50\":%u,\"p99\":%u}\n", done, (long long)(end_ns - begin_ns),
-         samples[kept / 2], samples[kept * 99 / 100]);
+  printf("{\"requests\":%zu,\"bytes\":%zu,\"ns\":%lld,\"p50\":%u,\"p99\":%u}\n", done, done * block_bytes,
+         (long long)(end_ns - begin_ns), samples[kept / 2], samples[kept * 99 / 100]);
   return 0;
 }

@@ -24,7 +24,7 @@ export function preload(name: string, context: Pick<Context, 'note'>): Promise<s
 
 /** A program of benchmarks/guest: static, for guests have no libraries. @returns As {@link baseline} does. */
 export function guestProgram(name: string, context: Pick<Context, 'note'>): Promise<string | undefined> {
-  return compile(`guest/${name}.c`, ['-static'], context);
+  return compile(`guest/${name}.c`, ['-static', '-pthread'], context);
 }
 
 async function compile(source: string, flags: string[], { note }: Pick<Context, 'note'>): Promise<string | undefined> {

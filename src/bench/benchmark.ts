@@ -28,6 +28,8 @@ export interface Contender {
 export interface Metric {
   title: string;
   unit: Unit;
+  /** False: in tables alone, for another metric's chart shows as much. */
+  isDrawn?: boolean;
 }
 
 /** A table beside the figures: counts by name, such as exits by reason. */

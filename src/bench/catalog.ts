@@ -1,6 +1,7 @@
 import type { Benchmark } from './benchmark.js';
 import { bootLinux } from './boot/linux.js';
 import { cpuGuest } from './cpu/guest.js';
+import { disk } from './devices/disk.js';
 import { each } from './exits/each.js';
 import { hypercall } from './exits/hypercall.js';
 import { immediateExit } from './exits/immediate-exit.js';
@@ -37,6 +38,7 @@ export const BENCHMARKS: readonly Benchmark[] = [
   manyVms,
   slots,
   cpuGuest,
+  disk,
   bootLinux,
 ];
 

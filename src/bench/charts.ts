@@ -74,7 +74,9 @@ export async function charts(report: BenchmarkReport, renderer: Renderer): Promi
 function alongAxis(report: BenchmarkReport): Spec[] {
   if (!report.axis) return [];
   const draw = report.axis.places ? mediansByPlace : lines;
-  return Object.keys(report.metrics).flatMap((metric) => draw(report, metric));
+  return Object.entries(report.metrics).flatMap(([metric, { isDrawn = true }]) =>
+    isDrawn ? draw(report, metric) : [],
+  );
 }
 
 interface Spec {
@@ -129,7 +131,7 @@ function ratios({ metrics, axis, floor, series }: BenchmarkReport): Spec[] {
   if (shown.length === 0) return [];
   return [
     bars({
-      title: `${axis ? `${metrics[main].title}, ` : ''}as a multiple of that of ${floor}: median ± MAD`,
+      title: `${axis ? `${metrics[main].title}: ratio` : 'Ratio'} to ${floor}, median ± MAD`,
       axis: `× ${floor}`,
       bars: shown.map(({ contender, metric, at, ratio }) => ({
         contender,

@@ -115,7 +115,7 @@ function figures({ metrics, axis, floor, series }: BenchmarkReport): string {
             formatValue(value, unit, scale),
           ),
           summary.samples.toLocaleString('en'),
-          ratioText(entry),
+          ratioText(entry, floor),
         ]);
       }),
   ]);

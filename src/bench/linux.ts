@@ -1,6 +1,5 @@
 /** Linux guests of the benchmarks: Debian's kernel, busybox, and a program of benchmarks/guest that does what it is told. */
 import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -22,11 +21,15 @@ export interface Load extends AsyncDisposable {
   run(line: string): Promise<Record<string, number>>;
 }
 
-export interface LoadImages extends AsyncDisposable {
-  /** The program itself, for the host. */
-  program: string;
+/** What boots. */
+export interface LoadKernel {
   kernel: string;
   initrd: string;
+}
+
+export interface LoadImages extends LoadKernel, AsyncDisposable {
+  /** The program itself, for the host. */
+  program: string;
   /** For what else the benchmark needs, gone with the images. */
   directory: string;
 }
@@ -79,7 +82,7 @@ export function hostLoad({ program }: LoadImages): Load {
 
 /** The program in a machine of ours. */
 export async function guestLoad(
-  { kernel, initrd }: LoadImages,
+  { kernel, initrd }: LoadKernel,
   options: Omit<MicroVMOptions, 'kernel' | 'initrd' | 'cmdline'>,
 ): Promise<Load> {
   const vm = await MicroVM.create({ ...options, kernel, initrd, cmdline: CMDLINE });
@@ -98,7 +101,7 @@ export async function guestLoad(
 }
 
 /** The program in a machine of QEMU's. @param args Its devices. */
-export async function qemuLoad(qemu: string, accel: Accelerator, images: LoadImages, args: string[]): Promise<Load> {
+export async function qemuLoad(qemu: string, accel: Accelerator, images: LoadKernel, args: string[]): Promise<Load> {
   const machine = [
     '-nodefaults',
     '-no-user-config',
@@ -113,13 +116,17 @@ export async function qemuLoad(qemu: string, accel: Accelerator, images: LoadIma
   return processLoad(qemu, [...machine, ...args]);
 }
 
-/** The program behind the standard streams of a process. */
-export async function processLoad(program: string, args: readonly string[]): Promise<Load> {
+/** The program behind the standard streams of a process. @param graceMs For it to end when its input has. */
+export async function processLoad(program: string, args: readonly string[], graceMs = 0): Promise<Load> {
   const child = spawn(program, args, { stdio: ['pipe', 'pipe', 'inherit'] });
   child.stdin.on('error', () => {}); // its end shows in what it does not answer
+  const exited = new Promise<void>((resolve) => child.once('exit', () => resolve()));
+  child.on('error', () => {}); // as does what could not be started
   const end = async () => {
-    child.kill('SIGKILL');
-    if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
+    child.stdin.end();
+    if (child.pid === undefined) return;
+    const timer = setTimeout(() => child.kill('SIGKILL'), graceMs);
+    await exited.finally(() => clearTimeout(timer));
   };
   try {
     const answers = new Answers(child.stdin, child.stdout, () => Promise.resolve(`${program} ended`));

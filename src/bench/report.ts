@@ -38,7 +38,7 @@ const benchmark = z.object({
   title: z.string(),
   description: z.string(),
   metrics: z
-    .record(z.string(), z.object({ title: z.string(), unit }))
+    .record(z.string(), z.object({ title: z.string(), unit, isDrawn: z.boolean().optional() }))
     .meta({ description: 'the first is the main one' }),
   axis: z
     .object({

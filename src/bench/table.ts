@@ -16,9 +16,9 @@ export function benchmarkTable(report: BenchmarkReport): string {
 }
 
 /** A row for each figure, with how it is spread. */
-function long({ metrics, axis, floor = 'floor', series }: BenchmarkReport): string {
+function long({ metrics, axis, floor, series }: BenchmarkReport): string {
   const table = newTable(
-    ['', ...(axis ? [axis.title] : []), 'median', '± MAD', 'min', 'p90', 'p99', 'samples', `× ${floor}`],
+    ['', ...(axis ? [axis.title] : []), 'median', '± MAD', 'min', 'p90', 'p99', 'samples', `× ${floor ?? 'floor'}`],
     1,
   );
   for (const entry of series) {
@@ -35,17 +35,17 @@ function long({ metrics, axis, floor = 'floor', series }: BenchmarkReport): stri
       value(summary.p90),
       value(summary.p99),
       summary.samples.toLocaleString('en'),
-      ratioText(entry),
+      ratioText(entry, floor),
     ]);
   }
   return table.toString();
 }
 
 /** A row for each contender at each place, a column for each metric's median; the ratio is that of the first. */
-function wide({ metrics, axis, floor = 'floor', series }: BenchmarkReport): string {
+function wide({ metrics, axis, floor, series }: BenchmarkReport): string {
   const names = Object.keys(metrics);
   const titles = names.map((name) => metrics[name].title);
-  const table = newTable([axis!.title, '', ...titles, `× ${floor}`], 2);
+  const table = newTable([axis!.title, '', ...titles, `× ${floor ?? 'floor'}`], 2);
   const rows = series.filter(({ metric }) => metric === names[0]).sort((a, b) => a.at! - b.at!);
   for (const [index, entry] of rows.entries()) {
     const { contender, at } = entry;
@@ -53,7 +53,12 @@ function wide({ metrics, axis, floor = 'floor', series }: BenchmarkReport): stri
       const found = series.find((other) => other.contender === contender && other.at === at && other.metric === name);
       return found ? formatValue(found.summary.median, metrics[name].unit) : '';
     });
-    table.push([rows[index - 1]?.at === at ? '' : formatPlace(at!, axis!), contender, ...medians, ratioText(entry)]);
+    table.push([
+      rows[index - 1]?.at === at ? '' : formatPlace(at!, axis!),
+      contender,
+      ...medians,
+      ratioText(entry, floor),
+    ]);
   }
   return table.toString();
 }
@@ -67,7 +72,7 @@ const newTable = (head: string[], labels: number) =>
   });
 
 /** What is read first in a table: how far from the floor. */
-export function ratioText({ isFloor, ratio }: Series): string {
-  if (isFloor) return 'floor';
+export function ratioText({ isFloor, ratio }: Series, floor?: string): string {
+  if (isFloor) return floor === undefined ? 'floor' : '1';
   return ratio ? `${formatRatio(ratio.median)} ± ${formatRatio(ratio.mad)}` : '';
 }
