@@ -2,6 +2,7 @@ import type { Benchmark } from './benchmark.js';
 import { bootLinux } from './boot/linux.js';
 import { cpuGuest } from './cpu/guest.js';
 import { disk } from './devices/disk.js';
+import { net } from './devices/net.js';
 import { each } from './exits/each.js';
 import { hypercall } from './exits/hypercall.js';
 import { immediateExit } from './exits/immediate-exit.js';
@@ -39,6 +40,7 @@ export const BENCHMARKS: readonly Benchmark[] = [
   slots,
   cpuGuest,
   disk,
+  net,
   bootLinux,
 ];
 

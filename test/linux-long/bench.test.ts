@@ -12,22 +12,22 @@ async function bench(...paths: string[]): Promise<BenchmarkReport[]> {
 }
 
 describe('vmexit bench, where KVM runs Linux', () => {
-  it.each([['devices/disk', ['TypeScript', 'storage daemon', 'remote NVMe'], 4]])(
-    'measures %s by each backend, beside QEMU, with exits and host CPU a request',
-    async (name, backends, loads) => {
-      const [{ series, skipped, floor }] = await bench(name);
-      expect([skipped, floor]).toEqual([undefined, 'QEMU']);
-      const of = (contender: string, metric: string) =>
-        series.filter((entry) => entry.contender === contender && entry.metric === metric);
-      for (const contender of ['QEMU', ...backends]) {
-        expect(of(contender, 'rate').map(({ at }) => at)).toEqual(Array.from({ length: loads }, (_, at) => at));
-        for (const { summary, ratio, isFloor } of of(contender, 'rate')) {
-          expect(summary.min).toBeGreaterThan(0);
-          expect(ratio === undefined).toBe(isFloor);
-        }
-        for (const { summary } of of(contender, 'exits')) expect(summary.median).toBeGreaterThan(0);
-        for (const { summary } of of(contender, 'p99')) expect(summary.median).toBeGreaterThan(0);
+  it.each([
+    ['devices/disk', ['TypeScript', 'storage daemon', 'remote NVMe'], 4],
+    ['devices/net', ['tap', 'passt'], 3],
+  ])('measures %s by each backend, beside QEMU, with exits and host CPU a request', async (name, backends, loads) => {
+    const [{ series, skipped, floor }] = await bench(name);
+    expect([skipped, floor]).toEqual([undefined, 'QEMU']);
+    const of = (contender: string, metric: string) =>
+      series.filter((entry) => entry.contender === contender && entry.metric === metric);
+    for (const contender of ['QEMU', ...backends]) {
+      expect(of(contender, 'rate').map(({ at }) => at)).toEqual(Array.from({ length: loads }, (_, at) => at));
+      for (const { summary, ratio, isFloor } of of(contender, 'rate')) {
+        expect(summary.min).toBeGreaterThan(0);
+        expect(ratio === undefined).toBe(isFloor);
       }
-    },
-  );
+      for (const { summary } of of(contender, 'exits')) expect(summary.median).toBeGreaterThan(0);
+      for (const { summary } of of(contender, 'p99')) expect(summary.median).toBeGreaterThan(0);
+    }
+  });
 });
