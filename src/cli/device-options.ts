@@ -9,6 +9,7 @@ import type {
   NetOptions,
   QemuPciOptions,
   ShareOptions,
+  VhostUserOptions,
   VsockOptions,
 } from '../machine/options.js';
 import type { GuestDevices } from './guest-setup.js';
@@ -20,6 +21,7 @@ export interface DeviceOptions {
   publish?: string[];
   share?: ShareOptions[];
   device?: QemuPciOptions[];
+  vhostUser?: VhostUserOptions[];
   console: 'serial' | 'virtio';
   rng?: boolean;
   vsock?: VsockOptions;
@@ -29,7 +31,7 @@ export interface DeviceOptions {
 
 type NetArgument = { type: 'user' } | { type: 'tap'; name: string };
 type DeviceConfig = {
-  [K in 'balloon' | 'console' | 'drives' | 'net' | 'shares' | 'rng' | 'virtioTransport']: NonNullable<
+  [K in 'balloon' | 'console' | 'drives' | 'net' | 'shares' | 'rng' | 'vhostUser' | 'virtioTransport']: NonNullable<
     MicroVMOptions[K]
   >;
 } & Pick<MicroVMOptions, 'vsock'> & { devices: QemuPciOptions[] };
@@ -108,6 +110,28 @@ export function addDevice(text: string, devices: QemuPciOptions[] = []): QemuPci
   return [...devices, { type: 'qemu-pci', device, props: own, blockdevs, attached, ...(netdev && { netdev }) }];
 }
 
+/**
+ * Takes one more `--vhost-user`: `TYPE,socket=PATH`, and what that type of device has: `queues=N` (blk), `mac=ADDRESS` (net),
+ * `tag=TAG` (fs); for a device by its ID, `queues=N` and `config=BYTES`.
+ */
+export function addVhostUser(text: string, devices: VhostUserOptions[] = []): VhostUserOptions[] {
+  const [type, ...properties] = text.split(',');
+  const fields = properties.map((property) => /^(socket|queues|mac|tag|config)=(.+)$/s.exec(property));
+  const options = Object.fromEntries(
+    fields.map((field) => {
+      if (!field)
+        throw new InvalidArgumentError('Give a type and a socket: blk,socket=PATH or fs,socket=PATH,tag=TAG.');
+      const [, name, value] = field;
+      return [name, name === 'queues' || name === 'config' ? Number(value) : value];
+    }),
+  );
+  if (options['socket'] === undefined) {
+    throw new InvalidArgumentError('Give the path at which the backend listens: blk,socket=PATH.');
+  }
+  // Which types there are, and what each may have, `MicroVM` checks.
+  return [...devices, { ...options, type: /^\d+$/.test(type) ? Number(type) : type } as VhostUserOptions];
+}
+
 /** Takes `--vsock`: `CID[,uds=PATH]`. */
 export function parseVsock(text: string): VsockOptions {
   const match = /^(\d+)(?:,uds=(.+))?$/.exec(text);
@@ -138,6 +162,7 @@ export function deviceConfig({
   publish = [],
   share,
   device,
+  vhostUser,
   console,
   rng,
   balloon,
@@ -158,6 +183,7 @@ export function deviceConfig({
     net: cards.map((card, index) => (index === forwarder ? { type: 'user', forwards: publish } : card)),
     shares: share ?? [],
     devices: device ?? [],
+    vhostUser: vhostUser ?? [],
     rng: rng ?? false,
     ...(vsock && { vsock }),
     balloon: balloon ?? false,
@@ -172,19 +198,24 @@ export function guestDevices({
   net,
   shares,
   devices,
+  vhostUser,
   rng,
   balloon,
   vsock,
   virtioTransport,
 }: DeviceConfig): GuestDevices {
+  const given = (type: VhostUserOptions['type']) => vhostUser.filter((device) => device.type === type).length;
   return {
     console,
-    drives: drives.length,
-    nets: net.length,
+    drives: drives.length + given('blk'),
+    nets: net.length + given('net'),
     shares: tagsOf(shares, 'local'),
-    virtiofs: tagsOf(shares, 'virtiofsd'),
+    virtiofs: [
+      ...tagsOf(shares, 'virtiofsd'),
+      ...vhostUser.flatMap((device) => (device.type === 'fs' ? [device.tag] : [])),
+    ],
     devices: devices.map(({ device, netdev }) => ({ device, hasNetwork: netdev !== undefined })),
-    rng,
+    rng: rng || given('rng') > 0,
     balloon,
     vsock: vsock !== undefined,
     transport: virtioTransport,

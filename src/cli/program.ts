@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { bench, type BenchOptions } from './bench.js';
 import { demo } from './demo.js';
-import { addDevice, addDrive, addNet, addPort, addShare, parseVsock } from './device-options.js';
+import { addDevice, addDrive, addNet, addPort, addShare, addVhostUser, parseVsock } from './device-options.js';
 import { doctor } from './doctor.js';
 import { EXIT_STATUS_HELP } from './exit-status.js';
 import type { ServeDeviceOptions } from '../machine/serve-device.js';
@@ -10,7 +10,7 @@ import { run, type RunOptions } from './run.js';
 import { serve } from './serve-device.js';
 
 const DEVICES_HELP = `
-Devices (--drive, --net, --share, --device, --rng, --balloon, --vsock, --console virtio): some need KVM. The initramfs that vmexit makes loads
+Devices (--drive, --net, --share, --device, --vhost-user, --rng, --balloon, --vsock, --console virtio): some need KVM. The initramfs that vmexit makes loads
 their drivers and gets every network card its address by DHCP; a kernel given by --kernel must have the drivers built in.
 The first disk is /dev/vda in the guest, to be mounted by COMMAND:
   vmexit run --drive disk.img -- sh -c 'mount /dev/vda /mnt && ls /mnt'
@@ -87,6 +87,11 @@ export function makeProgram(exit: (status: number) => void): Command {
       '--device <device>',
       'add a PCI device of QEMU: nvme,serial=S,drive=PATH, e1000,netdev=user, lsi53c895a,attach=scsi-hd,drive=PATH …; repeatable',
       addDevice,
+    )
+    .option(
+      '--vhost-user <device>',
+      'add a virtio device of a backend of yours: blk,socket=PATH, net,socket=PATH, fs,socket=PATH,tag=TAG, rng,socket=PATH, or ID,socket=PATH,queues=N[,config=BYTES]; repeatable',
+      addVhostUser,
     )
     .addOption(new Option('--console <device>', "the guest's console").choices(['serial', 'virtio']).default('serial'))
     .option('--balloon', 'add a memory balloon: memory that the guest does not use goes back to the host')

@@ -5,6 +5,7 @@ import {
   addNet,
   addPort,
   addShare,
+  addVhostUser,
   deviceConfig,
   guestDevices,
   parseVsock,
@@ -83,6 +84,54 @@ describe('--device', () => {
     expect(modules).toEqual(['nvme', 'crc32c_generic', 'ext4', 'e1000', 'af_packet']);
     expect(setup.join('\n')).toContain('-i eth0');
   });
+});
+
+describe('--vhost-user', () => {
+  const texts = [
+    'blk,socket=/run/disk',
+    'blk,socket=/run/b,queues=2',
+    'net,socket=/run/net,mac=52:54:00:12:34:56',
+    'fs,socket=/run/fs,tag=src',
+    'rng,socket=/run/rng',
+    '34,socket=/run/i2c,queues=1,config=8',
+  ];
+  const given = texts.reduce<ReturnType<typeof addVhostUser>>((devices, text) => addVhostUser(text, devices), []);
+
+  it('takes a type, a socket, and what the type has', () => {
+    expect(given).toEqual([
+      { type: 'blk', socket: '/run/disk' },
+      { type: 'blk', socket: '/run/b', queues: 2 },
+      { type: 'net', socket: '/run/net', mac: '52:54:00:12:34:56' },
+      { type: 'fs', socket: '/run/fs', tag: 'src' },
+      { type: 'rng', socket: '/run/rng' },
+      { type: 34, socket: '/run/i2c', queues: 1, config: 8 },
+    ]);
+  });
+
+  it('has the guest load the drivers, and mount what has a tag', () => {
+    const config = deviceConfig({ ...PLAIN, vhostUser: given });
+    expect(parseOptions({ ...config, kernel: 'k' }).config.vhostUser).toHaveLength(6);
+    const { modules, setup } = guestSetup(guestDevices(config));
+    for (const module of ['virtio_blk', 'virtio_net', 'virtiofs', 'virtio_rng']) expect(modules).toContain(module);
+    expect(setup.join('\n')).toContain('mount -t virtiofs src /mnt/src');
+  });
+
+  it.each(['blk', 'blk,queues=1', 'blk,socket=', 'blk,socket=/a,speed=9', '', 'blk,socket=/a,'])(
+    'refuses %j',
+    (text) => {
+      expect(() => addVhostUser(text)).toThrow(/^Give /);
+    },
+  );
+
+  it.each(['gpu,socket=/a', 'fs,socket=/a', 'rng,socket=/a,queues=2', '34,socket=/a', 'blk,socket=/a,queues=x'])(
+    'leaves %j to be refused with the options of the machine',
+    (text) => {
+      const config = deviceConfig({ ...PLAIN, vhostUser: addVhostUser(text) });
+      expect(() => parseOptions({ ...config, kernel: 'k' })).toThrow(
+        expect.objectContaining({ code: 'INVALID_ARGUMENT' }),
+      );
+    },
+  );
 });
 
 describe('--net', () => {
