@@ -4,7 +4,7 @@ import { VsockSocket } from '../backends/local/vsock-socket.js';
 import { PortNetwork } from '../backends/net/port.js';
 import { TapNetwork } from '../backends/net/tap.js';
 import { UserNetwork } from '../backends/net/user.js';
-import { VhostUserDevice } from '../backends/vhost-user/device.js';
+import { VhostUserDevice, type VhostUserDeviceConfig } from '../backends/vhost-user/device.js';
 import { vhostUserBlk, vhostUserFs, type VhostUserKind } from '../backends/vhost-user/kinds.js';
 import { Virtio9p } from '../devices/virtio/9p/9p.js';
 import { VirtioBalloon, type VirtioBalloonConfig } from '../devices/virtio/balloon/balloon.js';
@@ -124,7 +124,7 @@ export class VirtioDevices {
         return;
       }
       case 'vhost-user':
-        return this.#addVhostUser(id, drive.path, vhostUserBlk(cpus));
+        return this.#addVhostUser(id, drive.path, vhostUserBlk(cpus), { hasInflight: true });
       case 'qemu':
         throw new VmmError('INVALID_STATE', "a disk of QEMU's has to be served by then");
     }
@@ -148,11 +148,16 @@ export class VirtioDevices {
     }
   }
 
-  async #addVhostUser(id: string, path: string, kind: VhostUserKind, { inOrder = false } = {}): Promise<void> {
+  async #addVhostUser(
+    id: string,
+    path: string,
+    kind: VhostUserKind,
+    recovery: Pick<VhostUserDeviceConfig, 'inOrder' | 'hasInflight'> = {},
+  ): Promise<void> {
     const device = await VhostUserDevice.connect({
       ...kind,
+      ...recovery,
       path,
-      inOrder,
       onFailure: (error) => this.#links.onDeviceError(id, error),
       onRecovery: () => this.#links.onDeviceRecovery(id),
     });

@@ -42,6 +42,8 @@ export interface VhostUserDeviceConfig {
    * without an inflight area, and done again.
    */
   inOrder?: boolean;
+  /** The backend keeps an inflight area, although it does not offer to: {@link FrontendConfig.hasInflight}. */
+  hasInflight?: boolean;
   /** How long the backend may take for an answer. Default: 5,000. */
   timeoutMs?: number;
   /** The backend is gone or unusable, and the device failed. */
@@ -313,11 +315,11 @@ function connectTo(
   config: VhostUserDeviceConfig,
   device: () => VhostUserDevice | undefined,
 ): Promise<VhostUserFrontend> {
-  const { path, queueSizes, timeoutMs = DEFAULT_TIMEOUT_MS } = config;
+  const { path, queueSizes, timeoutMs = DEFAULT_TIMEOUT_MS, hasInflight = false } = config;
   const configBytes = typeof config.config === 'number' ? config.config : 0;
   return VhostUserFrontend.connect(
     path,
-    { queues: config.countedQueues ?? queueSizes.length, configBytes, timeoutMs },
+    { queues: config.countedQueues ?? queueSizes.length, configBytes, timeoutMs, hasInflight },
     { onConfigChange: () => device()?.onConfigChange(), onEnd: (error) => device()?.onEnd(error) },
   );
 }

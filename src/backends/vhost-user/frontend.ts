@@ -29,6 +29,11 @@ export interface FrontendConfig {
   configBytes: number;
   /** For each answer. */
   timeoutMs: number;
+  /**
+   * The backend is made with libvhost-user, which keeps a record of requests under way for whoever sets INFLIGHT_SHMFD, and
+   * leaves it to each program to offer that. `qemu-storage-daemon` 7.2 does not.
+   */
+  hasInflight?: boolean;
 }
 
 export interface FrontendEvents {
@@ -108,6 +113,7 @@ export class VhostUserFrontend {
     if (fds.length < regions.length || regions.length > MAX_MEMORY_REGIONS) {
       throw new VmmError('BACKEND_FAILED', 'this guest memory cannot be shared with another process');
     }
+    const errorFd = this.#errorFd();
     this.#memory = memory;
     this.#running = [...queues];
     const told = [
@@ -127,7 +133,7 @@ export class VhostUserFrontend {
     // All is sent at once; the first failure ends the connection, and with it the rest.
     const [own] = await Promise.all([area, ...told]);
     try {
-      await Promise.all(queues.map((running, index) => this.#startQueue(index, running)));
+      await Promise.all(queues.map((running, index) => this.#startQueue(index, running, errorFd)));
     } catch (error) {
       if (own && own !== inflight) closeFds([own.fd]);
       throw error;
@@ -209,6 +215,7 @@ export class VhostUserFrontend {
     if (this.#hasProtocolFeatures) {
       const { value } = await requester.ask(REQUEST.getProtocolFeatures, undefined);
       this.protocolFeatures = value & WANTED_PROTOCOL_FEATURES;
+      if (this.#settings.hasInflight) this.protocolFeatures |= PROTOCOL_F.INFLIGHT_SHMFD;
       await requester.tell(REQUEST.setProtocolFeatures, this.protocolFeatures);
       requester.acknowledged = this.#can(PROTOCOL_F.REPLY_ACK);
       if (this.#can(PROTOCOL_F.MQ)) queueLimit = (await requester.ask(REQUEST.getQueueNum, undefined)).value;
@@ -252,7 +259,7 @@ export class VhostUserFrontend {
     }
   }
 
-  async #startQueue(index: number, running: RunningQueue | undefined): Promise<void> {
+  async #startQueue(index: number, running: RunningQueue | undefined, errorFd: number): Promise<void> {
     if (!running) return;
     const { queue, base } = running;
     const requester = this.#requester;
@@ -263,7 +270,7 @@ export class VhostUserFrontend {
       requester.tell(REQUEST.setVringNum, { index, num: queue.size }),
       requester.tell(REQUEST.setVringBase, { index, num: base }),
       requester.tell(REQUEST.setVringAddr, vring),
-      requester.tell(REQUEST.setVringErr, BigInt(index), [this.#errorFd()]),
+      requester.tell(REQUEST.setVringErr, BigInt(index), [errorFd]),
       requester.tell(REQUEST.setVringCall, BigInt(index), [queue.callFd]),
       requester.tell(REQUEST.setVringKick, BigInt(index), [queue.kickFd]),
       this.#hasProtocolFeatures && requester.tell(REQUEST.setVringEnable, { index, num: 1 }),
@@ -274,6 +281,8 @@ export class VhostUserFrontend {
 
   /** The eventfd that the backend signals when a queue is broken beyond repair. */
   #errorFd(): number {
+    // Nobody would close it.
+    if (this.#closed) throw new VmmError('BACKEND_FAILED', 'the connection was closed');
     if (!this.#errors) {
       const errors = native(() => new (addon().EventFd)());
       errors.onReadable(() => {

@@ -65,6 +65,36 @@ class DiskGuest extends ExternalGuest {
   }
 }
 
+/** Room for one more request to a guest's disk. */
+class Slot {
+  readonly #guest: DiskGuest;
+  readonly #header: number;
+  readonly #data: number;
+  bytes: Uint8Array = new Uint8Array(0);
+
+  constructor(guest: DiskGuest) {
+    this.#guest = guest;
+    this.#header = guest.arena.place(17);
+    this.#data = guest.arena.place(32 * 1024);
+  }
+
+  async write(sector: number, bytes: Uint8Array, queue: number): Promise<void> {
+    const { memory } = this.#guest;
+    this.bytes = bytes;
+    memory.write(this.#data, bytes);
+    const header = memory.dataView(this.#header, 17);
+    header.setUint32(0, VIRTIO_BLK_T_OUT, true);
+    header.setBigUint64(8, BigInt(sector), true);
+    header.setUint8(16, 0xff);
+    await this.#guest.submit(queue, [
+      { gpa: this.#header, length: 16 },
+      { gpa: this.#data, length: bytes.length },
+      { gpa: this.#header + 16, length: 1, writable: true },
+    ]);
+    expect(memory.read(this.#header + 16, 1)[0]).toBe(VIRTIO_BLK_S_OK);
+  }
+}
+
 describe.skipIf(!isInstalled)('a disk served by qemu-storage-daemon', () => {
   let folder: string;
   let content: Buffer;
@@ -101,6 +131,7 @@ describe.skipIf(!isInstalled)('a disk served by qemu-storage-daemon', () => {
       path: daemon.socketPath,
       queueSizes: [128, 128],
       config: CONFIG_BYTES,
+      hasInflight: true,
       timeoutMs,
       onFailure: (error) => failures.push(error.message),
     });
@@ -279,6 +310,30 @@ describe.skipIf(!isInstalled)('a disk served by qemu-storage-daemon', () => {
     await daemon.restart();
     expect(await read).toBe(hex(content.subarray(7 * 512, 8 * 512)));
     await guest.status(STATUS_NEEDS_RESET, false);
+  });
+
+  it('loses no request when the process is killed with many under way: the next one does them', async () => {
+    const daemon = await startDaemon();
+    const guest = await plug(daemon);
+    const SLOTS = 32;
+    const slots = Array.from({ length: SLOTS }, () => new Slot(guest));
+    let undone = 0;
+    for (let round = 0; round < 6; round++) {
+      const writes = slots.map((slot, index) => slot.write(index * 64, randomBytes(32 * 1024), index % 2));
+      let answered = 0;
+      for (const write of writes) void write.then(() => answered++);
+      // Between all and none of them done.
+      await new Promise((resolve) => setTimeout(resolve, round / 2));
+      process.kill(daemon.pid!, 'SIGKILL');
+      await until(() => failures.length > round);
+      undone += SLOTS - answered;
+      await daemon.restart();
+      await Promise.all(writes);
+      await guest.status(STATUS_NEEDS_RESET, false);
+    }
+    expect(undone).toBeGreaterThan(0);
+    expect(guest.driver.status).toBe(0x0f);
+    for (const [index, slot] of slots.entries()) expect(await guest.read(index * 64, 32 * 1024)).toBe(hex(slot.bytes));
   });
 
   it('leaves neither process nor folder behind', async () => {
