@@ -31,6 +31,8 @@ export interface AddMemory {
   logDirtyPages?: boolean;
   /** `false`: no other process will map it. See `GuestRam.create`. */
   shared?: boolean;
+  /** Only vCPUs see it: it is no part of `memory`, so no device reads or writes there. */
+  cpuOnly?: boolean;
   /** Memory to use instead of new memory. Its gpa and size must be these. */
   ram?: GuestRam;
 }
@@ -131,7 +133,15 @@ export class Vm implements Disposable {
    *
    * @throws VmmError code "MEMORY_OVERLAP" when the range meets other RAM.
    */
-  addMemory({ gpa, size, readOnly = false, logDirtyPages = false, shared = true, ram }: AddMemory): GuestRam {
+  addMemory({
+    gpa,
+    size,
+    readOnly = false,
+    logDirtyPages = false,
+    shared = true,
+    cpuOnly = false,
+    ram,
+  }: AddMemory): GuestRam {
     const own = ram ?? GuestRam.create(gpa, size, { shared });
     if (own.gpa !== Number(gpa) || own.sizeBytes !== size) {
       throw new VmmError('INVALID_ARGUMENT', 'gpa and size must be those of the given memory');
@@ -140,7 +150,7 @@ export class Vm implements Disposable {
     while (this.#slots.some((slot) => slot.id === id)) id++;
     const flags = (readOnly ? KVM_MEM.READONLY : 0) | (logDirtyPages ? KVM_MEM.LOG_DIRTY_PAGES : 0);
     try {
-      this.memory.addRegion(own);
+      if (!cpuOnly) this.memory.addRegion(own);
       native(() => this.#native.setSlot(id, flags, own.gpa, own.native, 0, size));
     } catch (error) {
       this.memory.removeRegion(own);
@@ -158,6 +168,17 @@ export class Vm implements Disposable {
     this.#slots.splice(this.#slots.indexOf(slot), 1);
     this.memory.removeRegion(ram);
     ram.close();
+  }
+
+  /** Runs `change` while the guest does not see this memory: its accesses exit as MMIO. */
+  withoutMemory(ram: GuestRam, change: () => void): void {
+    const { id, flags } = this.#slot(ram);
+    native(() => this.#native.removeSlot(id));
+    try {
+      change();
+    } finally {
+      native(() => this.#native.setSlot(id, flags, ram.gpa, ram.native, 0, ram.sizeBytes));
+    }
   }
 
   /** Starts or stops remembering which pages of this memory the guest writes. */

@@ -51,6 +51,7 @@ import { needsSharedMemory, ramRegions } from './memory-map.js';
 import type { NamedPort } from './named-port.js';
 import type { NetPort } from './net-port.js';
 import type { StreamHub } from './stream-hub.js';
+import { RegisterPages } from './register-pages.js';
 import { setUpBootVcpu } from './vcpu-setup.js';
 import { makeUserDevice, type UserDevice } from './user-devices.js';
 import { VirtioHost } from './virtio-host.js';
@@ -97,6 +98,7 @@ export class Board {
   readonly #vm: Vm;
   readonly #uart: Uart16550;
   readonly #powerButton: IrqLine;
+  readonly #registerPages: RegisterPages | undefined;
   readonly #end: (exit: MachineExit) => void;
   /** What broke down, by the device's id. */
   readonly #deviceErrors = new Map<string, VmmError>();
@@ -146,6 +148,7 @@ export class Board {
     // Memory first: after the irqchip every slot costs milliseconds.
     const shared = needsSharedMemory(config);
     for (const region of ramRegions(config.memoryBytes)) vm.addMemory({ ...region, shared });
+    if (config.virtioTransport === 'mmio') this.#registerPages = RegisterPages.add(vm);
     vm.setIdentityMapAddress(KVM_IDENTITY_MAP_GPA);
     vm.setTssAddress(KVM_TSS_GPA);
     vm.createIrqchip();
@@ -335,6 +338,7 @@ export class Board {
       mmioGsis: VIRTIO_MMIO.GSIS.filter(
         (gsi) => !config.devices.some((device) => device.type === 'module' && device.irq === gsi),
       ),
+      registerPages: this.#registerPages,
       remotes: this.#remotes.map(({ device }) => device),
       vm: this.#vm,
       ports: this.ports,

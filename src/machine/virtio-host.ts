@@ -10,17 +10,20 @@ import type { IrqLine } from '../irq/irq-line.js';
 import { EventFd } from '../kvm/event-fd.js';
 import { MsiRouter } from '../kvm/msi-router.js';
 import type { IoEventFd, Vm } from '../kvm/vm.js';
-import { MMIO_QUEUE_NOTIFY } from '../virtio/defs.js';
+import { INTERRUPT_USED_BUFFER, MMIO_INTERRUPT_ACK, MMIO_QUEUE_NOTIFY } from '../virtio/defs.js';
 import type { VirtioDevice } from '../virtio/device.js';
 import type { TransportCore } from '../virtio/transport/core.js';
 import { VIRTIO_MMIO_BYTES, VirtioMmio } from '../virtio/transport/mmio.js';
 import { PCI, VIRTIO_MMIO } from './layout.js';
 import { QueueEventFds } from './queue-event-fds.js';
+import type { RegisterPages } from './register-pages.js';
 
 export interface VirtioHostConfig {
   transport: 'pci' | 'mmio';
   /** Inputs of the I/O APIC for devices on MMIO, one each. */
   mmioGsis: readonly number[];
+  /** Where guests read the registers of devices on MMIO, if not by exits. */
+  registerPages: RegisterPages | undefined;
   /** PCI devices in QEMU processes: on the PCI bus in either case. */
   remotes: readonly RemotePciDevice[];
   vm: Vm;
@@ -46,20 +49,20 @@ export class VirtioHost {
   readonly #cores: TransportCore[] = [];
   readonly #msi: MsiRouter;
   readonly #kickers = new Set<Kicker>();
-  readonly #irqFds: EventFd[] = [];
+  readonly #interruptFds: EventFd[] = [];
   #edges = 0;
   readonly #eventFds: QueueEventFds[] = [];
 
   /** The VM has its irqchip, and no vCPU runs. */
   constructor(devices: readonly VirtioDevice[], config: VirtioHostConfig) {
-    const { transport, mmioGsis, vm, mmio } = config;
+    const { transport, vm } = config;
     this.#vm = vm;
     this.#devices = devices;
     this.#msi = new MsiRouter(vm);
     const onMmio = transport === 'mmio' ? devices : [];
     const onPci = transport === 'pci' ? devices : [];
     this.acpi = {
-      devices: onMmio.map((device, index) => this.#addMmio(device, index, mmioGsis, mmio)),
+      devices: onMmio.map((device, index) => this.#addMmio(device, index, config)),
       // Also without devices: a kernel that finds no host bridge complains.
       pci: this.#addPci(onPci, config),
     };
@@ -83,10 +86,11 @@ export class VirtioHost {
     for (const device of this.#devices) await device.reset();
     for (const eventFds of this.#eventFds) eventFds[Symbol.dispose]();
     this.#msi[Symbol.dispose]();
-    for (const eventFd of this.#irqFds) eventFd.close();
+    for (const eventFd of this.#interruptFds) eventFd.close();
   }
 
-  #addMmio(device: VirtioDevice, index: number, gsis: readonly number[], bus: Bus): AcpiDevice {
+  #addMmio(device: VirtioDevice, index: number, config: VirtioHostConfig): AcpiDevice {
+    const { mmioGsis: gsis, mmio: bus, registerPages } = config;
     const gsi = gsis[index];
     if (gsi === undefined) {
       throw new VmmError(
@@ -96,13 +100,31 @@ export class VirtioHost {
     }
     const gpa = VIRTIO_MMIO.BASE_GPA + index * VIRTIO_MMIO_BYTES;
     const events = this.#eventsOf(device, (queue) => transport.core.onCall(queue));
-    const transport = new VirtioMmio({ device, memory: this.#vm.memory, irq: this.#edge(gsi), events });
+    // Drivers acknowledge every interrupt, nearly always for used buffers alone. What else they write exits.
+    const acknowledgement = new EventFd();
+    const transport = new VirtioMmio({
+      device,
+      memory: this.#vm.memory,
+      irq: this.#edge(gsi),
+      events,
+      ...(registerPages && { page: registerPages.page(index) }),
+      takeAcknowledgement: () => acknowledgement.read() > 0n,
+    });
     bus.register(transport, gpa, VIRTIO_MMIO_BYTES);
     this.#cores.push(transport.core);
     for (let queue = 0; queue < transport.core.queueCount; queue++) {
       const place = { address: gpa + MMIO_QUEUE_NOTIFY, space: 'mmio', length: 4, datamatch: BigInt(queue) } as const;
       this.#kick(place, events[queue], () => transport.core.onDriverNotify(queue));
     }
+    this.#interruptFds.push(acknowledgement);
+    acknowledgement.onReadable(() => transport.settle());
+    this.#vm.addIoEventFd({
+      address: gpa + MMIO_INTERRUPT_ACK,
+      space: 'mmio',
+      length: 4,
+      datamatch: BigInt(INTERRUPT_USED_BUFFER),
+      eventFd: acknowledgement,
+    });
     return { type: 'virtio-mmio', gpa, sizeBytes: VIRTIO_MMIO_BYTES, gsi };
   }
 
@@ -152,7 +174,7 @@ export class VirtioHost {
     const device = bus.add(remote);
     if (remote.interruptPin === 0) return;
     const [eventFd, resampleFd] = [new EventFd(), new EventFd()];
-    this.#irqFds.push(eventFd, resampleFd);
+    this.#interruptFds.push(eventFd, resampleFd);
     this.#vm.addIrqFd({ gsi: PCI.INTX_GSIS[intxInput(device, remote.interruptPin)], eventFd, resampleFd });
     remote.setIrqFds(eventFd.fd, resampleFd.fd);
   }
@@ -160,7 +182,7 @@ export class VirtioHost {
   /** An interrupt input that is announced as edge-triggered: each assertion is an interrupt, by irqfd. */
   #edge(gsi: number): IrqLine {
     const eventFd = new EventFd();
-    this.#irqFds.push(eventFd);
+    this.#interruptFds.push(eventFd);
     this.#vm.addIrqFd({ gsi, eventFd });
     return {
       set: (level) => {

@@ -8,6 +8,8 @@ export interface VirtioInterrupt {
   queue(index: number): void;
   /** Configuration change notification. */
   config(): void;
+  /** Registers read differently now, and no write of the driver has caused it. Before the interrupt that says so. */
+  registersChanged?(): void;
   /** An eventfd that sends the queue's notification when another process signals it; undefined where there is none. */
   callFd?(index: number): number | undefined;
 }
@@ -81,7 +83,10 @@ export interface VirtioDevice {
   readonly queueSizes: readonly number[];
   /** What it did since it was made, as plain data. */
   readonly counters?: object;
-  /** Reads the configuration space; all ones beyond its end. */
+  /**
+   * Reads the configuration space: up to 256 bytes, all ones beyond its end. It changes with a reset, a write of the driver,
+   * and where `configChanged` says so; reads change nothing, as a driver may get what they returned last.
+   */
   readConfig(offset: number, size: AccessSize): number;
   writeConfig(offset: number, size: AccessSize, value: number): void;
   /** The driver is ready (DRIVER_OK). `queueNotify` follows for each queue, should buffers wait there already. */

@@ -17,7 +17,8 @@ import {
 } from '../../src/virtio/defs.js';
 import { DriverArena } from '../../src/virtio/driver.js';
 import { MmioDriver } from '../../src/virtio/transport/mmio-driver.js';
-import { VirtioMmio } from '../../src/virtio/transport/mmio.js';
+import type { VirtioMmio } from '../../src/virtio/transport/mmio.js';
+import { MappedMmio } from '../support/mapped-mmio.js';
 
 const [RX, TX] = [0, 1];
 const HEADER = 12;
@@ -86,7 +87,7 @@ function setUp(ram: ArrayBufferLike = new ArrayBuffer(RAM_BYTES)): void {
   memory.addRegion({ gpa: HIGH_GPA, sizeBytes: 4096, windows: [high], windowStride: WINDOW_STRIDE });
   backend = new StrictBackend();
   net = new VirtioNet({ backend });
-  mmio = new VirtioMmio({ device: net, memory, irq: new FakeIrqLine() });
+  mmio = new MappedMmio({ device: net, memory, irq: new FakeIrqLine() });
   start();
 }
 

@@ -1,7 +1,7 @@
 import { readFileSync, statSync } from 'node:fs';
 import { expect, it } from 'vitest';
-import { GuestRam, Kvm, type Vm } from 'vmexit/kvm';
-import { createGuest, RAM_BYTES, runToEnd } from '../support/guests.js';
+import { GuestRam, Kvm, type Regs, type Vcpu, type Vm } from 'vmexit/kvm';
+import { createGuest, MMIO_HOLE, RAM_BYTES, runToEnd } from '../support/guests.js';
 import { describeKvm } from '../support/kvm.js';
 import { runWorker } from '../support/workers.js';
 
@@ -12,6 +12,23 @@ function withVm(body: (vm: Vm) => void): void {
   using kvm = Kvm.open();
   using vm = kvm.createVm();
   body(vm);
+}
+/** @returns The registers at the entry. */
+function pointEsAtMmio(vcpu: Vcpu): Regs {
+  const sregs = vcpu.getSregs();
+  vcpu.setSregs({ ...sregs, es: { ...sregs.es, base: BigInt(MMIO_HOLE), selector: MMIO_HOLE >> 4 } });
+  return vcpu.getRegs();
+}
+/** Runs mmio-read to its end. @returns The MMIO exits, and what it has read. */
+function readThrice(vcpu: Vcpu): { exits: number; values: number[] } {
+  let exits = 0;
+  const values: number[] = [];
+  for (const exit of vcpu.exits()) {
+    if (exit.reason === 'mmio') exits++;
+    else if (exit.reason === 'io' && exit.port === 0x80) values.push(exit.getValue());
+    else break;
+  }
+  return { exits, values };
 }
 const refusal = (code: string) => expect.objectContaining({ name: 'VmmError', code }) as Error;
 
@@ -123,6 +140,24 @@ describeKvm('memory slots', () => {
     expect(exit.reason === 'mmio' && exit.getValue(1)).toBe(0x55);
     expect(runToEnd(guest.vcpu)).toMatchObject({ status: 0 });
     expect(rom.bytes[0]).toBe(0x11);
+  });
+
+  it('shows vCPUs memory that no device reaches, and takes it away for as long as it changes', () => {
+    using guest = createGuest('mmio-read');
+    const registers = guest.vm.addMemory({ gpa: MMIO_HOLE, size: 4096, readOnly: true, cpuOnly: true });
+    registers.bytes.set([0x91, 0x92, 0x93, 0x94]);
+    expect(guest.vm.memory.tryView(MMIO_HOLE, 4)).toBeUndefined();
+    const regs = pointEsAtMmio(guest.vcpu);
+    const { exits, values } = readThrice(guest.vcpu);
+    expect({ exits, values }).toEqual({ exits: 0, values: [0x91, 0x9291, 0x94939291] });
+
+    guest.vcpu.setRegs(regs);
+    guest.vm.withoutMemory(registers, () => {
+      expect(guest.vcpu.run(1000)).toMatchObject({ reason: 'mmio', isWrite: false, gpa: MMIO_HOLE });
+      registers.bytes.fill(0x11);
+    });
+    // The first read is answered already, with what its exit was left with.
+    expect(readThrice(guest.vcpu)).toMatchObject({ exits: 0, values: [expect.any(Number), 0x1111, 0x11111111] });
   });
 
   it('harvests exactly the pages the guest wrote, once', () => {

@@ -13,7 +13,8 @@ import {
 import { type GuestMemory, heapGuestMemory } from '../../src/memory/guest-memory.js';
 import { DriverArena, type DriverBuffer } from '../../src/virtio/driver.js';
 import { MmioDriver } from '../../src/virtio/transport/mmio-driver.js';
-import { VirtioMmio } from '../../src/virtio/transport/mmio.js';
+import type { VirtioMmio } from '../../src/virtio/transport/mmio.js';
+import { MappedMmio } from './mapped-mmio.js';
 
 const MAX_DATA_BYTES = 64 * 1024;
 const SLOTS = 128;
@@ -63,7 +64,7 @@ export class BlkDriver {
   ) {
     this.memory = memory;
     this.arena = new DriverArena(memory, 0x1000);
-    this.mmio = new VirtioMmio({ device, memory, irq: { set: (level) => void (level && this.#onInterrupt()) } });
+    this.mmio = new MappedMmio({ device, memory, irq: { set: (level) => void (level && this.#onInterrupt()) } });
     this.driver = new MmioDriver(this.mmio, this.arena);
     for (let i = 0; i < SLOTS; i++) {
       const header = this.arena.place(REQUEST_HEADER_BYTES);

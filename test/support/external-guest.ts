@@ -5,8 +5,9 @@ import { GuestMemory } from '../../src/memory/guest-memory.js';
 import type { VirtioDevice } from '../../src/virtio/device.js';
 import { DriverArena, type DriverBuffer, type UsedElement } from '../../src/virtio/driver.js';
 import { MmioDriver } from '../../src/virtio/transport/mmio-driver.js';
-import { VirtioMmio } from '../../src/virtio/transport/mmio.js';
+import type { VirtioMmio } from '../../src/virtio/transport/mmio.js';
 import { INTERRUPT_CONFIG_CHANGE, INTERRUPT_USED_BUFFER } from '../../src/virtio/defs.js';
+import { MappedMmio } from './mapped-mmio.js';
 
 const ANSWER_TIMEOUT_MS = 20_000;
 
@@ -31,7 +32,7 @@ export class ExternalGuest {
     this.arena = new DriverArena(this.memory, 0x1000);
     this.#events = device.queueSizes.map((_, queue) => new QueueEventFds(() => this.mmio.core.onCall(queue)));
     const irq = { set: (level: boolean) => void (level && this.#onInterrupt()) };
-    this.mmio = new VirtioMmio({ device, memory: this.memory, irq, events: this.#events });
+    this.mmio = new MappedMmio({ device, memory: this.memory, irq, events: this.#events });
     this.driver = new MmioDriver(this.mmio, this.arena);
   }
 

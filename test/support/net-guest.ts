@@ -3,7 +3,7 @@ import { VirtioNet, type VirtioNetConfig } from '../../src/devices/virtio/net/ne
 import { heapGuestMemory } from '../../src/memory/guest-memory.js';
 import { DriverArena } from '../../src/virtio/driver.js';
 import { MmioDriver } from '../../src/virtio/transport/mmio-driver.js';
-import { VirtioMmio } from '../../src/virtio/transport/mmio.js';
+import { MappedMmio } from './mapped-mmio.js';
 
 const [RX, TX] = [0, 1];
 const HEADER_BYTES = 12;
@@ -36,7 +36,7 @@ export class NetGuest {
     this.device = new VirtioNet({ backend, ...config });
     const irq = { set: (level: boolean) => level && this.#onInterrupt() };
     const arena = new DriverArena(this.memory, 0x1000);
-    this.#driver = new MmioDriver(new VirtioMmio({ device: this.device, memory: this.memory, irq }), arena);
+    this.#driver = new MmioDriver(new MappedMmio({ device: this.device, memory: this.memory, irq }), arena);
     this.#driver.start(features, QUEUE_SIZE);
     for (let i = 0; i < QUEUE_SIZE; i++) this.#giveBuffer(arena.place(RECEIVE_BUFFER_BYTES));
     for (let i = 0; i < SEND_SLOTS; i++) this.#freeSlots.push(arena.place(SLOT_BYTES));

@@ -2,7 +2,7 @@ import type { Virtio9p } from '../../src/devices/virtio/9p/9p.js';
 import { type GuestMemory, heapGuestMemory } from '../../src/memory/guest-memory.js';
 import { DriverArena } from '../../src/virtio/driver.js';
 import { MmioDriver } from '../../src/virtio/transport/mmio-driver.js';
-import { VirtioMmio } from '../../src/virtio/transport/mmio.js';
+import { MappedMmio } from './mapped-mmio.js';
 
 const SLOT_BYTES = 160 * 1024;
 /** For an indirect table of some pages each way. */
@@ -22,7 +22,7 @@ export class P9Driver {
     slots = 20,
   ) {
     const irq = { set: (level: boolean) => void (level && setImmediate(() => this.#collect())) };
-    this.driver = new MmioDriver(new VirtioMmio({ device, memory: this.memory, irq }), this.arena);
+    this.driver = new MmioDriver(new MappedMmio({ device, memory: this.memory, irq }), this.arena);
     for (let i = 0; i < slots; i++) {
       this.#free.push({ table: this.arena.place(TABLE_BYTES), gpa: this.arena.place(2 * SLOT_BYTES, 4096) });
     }

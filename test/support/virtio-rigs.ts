@@ -11,9 +11,9 @@ import type { VirtioDevice } from '../../src/virtio/device.js';
 import { DriverArena, type DriverQueue } from '../../src/virtio/driver.js';
 import type { TransportCore } from '../../src/virtio/transport/core.js';
 import { MmioDriver, type RegisterWindow } from '../../src/virtio/transport/mmio-driver.js';
-import { VirtioMmio } from '../../src/virtio/transport/mmio.js';
 import { PciDriver } from '../../src/virtio/transport/pci-driver.js';
 import * as pci from '../../src/virtio/transport/pci-defs.js';
+import { MappedMmio } from './mapped-mmio.js';
 
 export interface QueueLayout {
   size: number;
@@ -47,7 +47,7 @@ export type RigMaker = (device: VirtioDevice, memory: GuestMemory) => VirtioRig;
 export const RIGS: Record<'mmio' | 'pci', RigMaker> = {
   mmio(device, memory) {
     const arena = new DriverArena(memory, ARENA_GPA);
-    const transport = new VirtioMmio({ device, memory, irq: new FakeIrqLine() });
+    const transport = new MappedMmio({ device, memory, irq: new FakeIrqLine() });
     const driver = new MmioDriver(transport, arena);
     const select = (index: number) => driver.set(defs.MMIO_QUEUE_SEL, index);
     return {

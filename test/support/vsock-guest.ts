@@ -6,7 +6,8 @@ import { heapGuestMemory } from '../../src/memory/guest-memory.js';
 import { MMIO_STATUS, STATUS_NEEDS_RESET } from '../../src/virtio/defs.js';
 import { DriverArena } from '../../src/virtio/driver.js';
 import { MmioDriver } from '../../src/virtio/transport/mmio-driver.js';
-import { VirtioMmio } from '../../src/virtio/transport/mmio.js';
+import type { VirtioMmio } from '../../src/virtio/transport/mmio.js';
+import { MappedMmio } from './mapped-mmio.js';
 
 export const GUEST_CID = 7;
 export const OP = {
@@ -49,7 +50,7 @@ export class VsockGuest {
     this.#buffers = buffers;
     this.#bufferBytes = bufferBytes;
     this.device = new VirtioVsock({ cid: GUEST_CID, ...config });
-    this.mmio = new VirtioMmio({ device: this.device, memory: this.memory, irq: this.irq });
+    this.mmio = new MappedMmio({ device: this.device, memory: this.memory, irq: this.irq });
     this.start();
   }
 

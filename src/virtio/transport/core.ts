@@ -173,12 +173,14 @@ export class TransportCore {
     this.#lastFailure = reason;
     this.#status |= STATUS_NEEDS_RESET;
     for (const queue of this.#queues) queue?.close();
+    this.#interrupt.registersChanged?.();
     if (this.#status & STATUS_DRIVER_OK) this.#interrupt.config();
   }
 
   #recovered(): void {
     if (!(this.#status & STATUS_DRIVER_OK && this.#status & STATUS_NEEDS_RESET)) return;
     this.#status &= ~STATUS_NEEDS_RESET;
+    this.#interrupt.registersChanged?.();
     this.#interrupt.config();
   }
 
@@ -199,6 +201,7 @@ export class TransportCore {
     this.#resetting = undefined;
     this.#status = 0;
     this.#driverFeatures = [0, 0];
+    this.#interrupt.registersChanged?.();
   }
 
   save(): TransportCoreState {
@@ -287,6 +290,7 @@ export class TransportCore {
       externalQueues: this.device.external ? this.#setups.map((_, index) => this.#externalQueue(index)) : [],
       configChanged: () => {
         this.#configGeneration = (this.#configGeneration + 1) & 0xff;
+        this.#interrupt.registersChanged?.();
         this.#interrupt.config();
       },
       fail: (reason) => this.fail(reason),

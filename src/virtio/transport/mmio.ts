@@ -5,6 +5,7 @@ import type { GuestMemory } from '../../memory/guest-memory.js';
 import * as defs from '../defs.js';
 import type { QueueEvents, VirtioDevice } from '../device.js';
 import { TransportCore, type TransportCoreState } from './core.js';
+import { RegisterMirror, type RegisterPage } from './register-page.js';
 
 /** "VMEX", in the place where QEMU has "QEMU": says whose device it is, to people. */
 const VENDOR_ID = 0x58454d56;
@@ -24,6 +25,13 @@ export interface VirtioMmioConfig {
   irq: IrqLine;
   /** By queue, for an external device. */
   events?: readonly QueueEvents[];
+  /** Where the driver reads the registers, if not by {@link VirtioMmio.read}. */
+  page?: RegisterPage;
+  /**
+   * Whether the driver has written INTERRUPT_USED_BUFFER to InterruptACK since the last call, where such writes go past
+   * {@link VirtioMmio.write}. {@link VirtioMmio.settle} then follows each of them, in time.
+   */
+  takeAcknowledgement?: () => boolean;
 }
 
 export interface VirtioMmioState {
@@ -39,6 +47,8 @@ export class VirtioMmio implements BusDevice, Snapshottable<VirtioMmioState> {
   readonly name: string;
   readonly core: TransportCore;
   readonly #irq: IrqLine;
+  readonly #mirror: RegisterMirror | undefined;
+  readonly #takeAcknowledgement: () => boolean;
   #deviceFeaturesSelect = 0;
   #driverFeaturesSelect = 0;
   #queueSelect = 0;
@@ -48,14 +58,22 @@ export class VirtioMmio implements BusDevice, Snapshottable<VirtioMmioState> {
   constructor(config: VirtioMmioConfig) {
     this.name = config.device.name;
     this.#irq = config.irq;
+    this.#takeAcknowledgement = config.takeAcknowledgement ?? (() => false);
     const interrupt = {
       queue: () => this.#raise(defs.INTERRUPT_USED_BUFFER),
       config: () => this.#raise(defs.INTERRUPT_CONFIG_CHANGE),
+      registersChanged: () => this.#mirror?.updateAtOnce(),
     };
     this.core = new TransportCore(config.device, config.memory, interrupt, config.events);
+    this.#mirror = config.page && new RegisterMirror(config.page, (offset) => this.#register(offset, 4));
   }
 
   read(offset: number, size: AccessSize): number {
+    if (offset === defs.MMIO_INTERRUPT_STATUS) this.settle();
+    return this.#register(offset, size);
+  }
+
+  #register(offset: number, size: AccessSize): number {
     if (offset >= defs.MMIO_CONFIG) return this.core.device.readConfig(offset - defs.MMIO_CONFIG, size);
     // 4.2.2.2: registers are read and written in aligned 32-bit units only.
     if (size !== 4 || offset % 4 !== 0) return ALL_ONES[size];
@@ -87,6 +105,11 @@ export class VirtioMmio implements BusDevice, Snapshottable<VirtioMmioState> {
   }
 
   write(offset: number, size: AccessSize, value: number): void {
+    this.#write(offset, size, value);
+    this.#mirror?.update();
+  }
+
+  #write(offset: number, size: AccessSize, value: number): void {
     if (offset >= defs.MMIO_CONFIG) return this.core.device.writeConfig(offset - defs.MMIO_CONFIG, size, value);
     if (size !== 4 || offset % 4 !== 0) return;
     switch (offset) {
@@ -108,8 +131,7 @@ export class VirtioMmio implements BusDevice, Snapshottable<VirtioMmioState> {
       case defs.MMIO_QUEUE_NOTIFY:
         return this.core.onDriverNotify(value);
       case defs.MMIO_INTERRUPT_ACK:
-        this.#interruptStatus &= ~value;
-        return this.#irq.set(this.#interruptStatus !== 0);
+        return this.#acknowledge(value);
       case defs.MMIO_STATUS:
         if ((value & 0xff) === 0) return this.reset();
         return this.core.onDriverStatus(value);
@@ -132,9 +154,16 @@ export class VirtioMmio implements BusDevice, Snapshottable<VirtioMmioState> {
     this.#interruptStatus = 0;
     this.core.reset();
     this.#irq.set(false);
+    this.#mirror?.update();
+  }
+
+  /** Takes the acknowledgements that went past {@link write}. */
+  settle(): void {
+    if (this.#takeAcknowledgement()) this.#acknowledge(defs.INTERRUPT_USED_BUFFER);
   }
 
   save(): VirtioMmioState {
+    this.settle();
     return {
       deviceFeaturesSelect: this.#deviceFeaturesSelect,
       driverFeaturesSelect: this.#driverFeaturesSelect,
@@ -158,6 +187,7 @@ export class VirtioMmio implements BusDevice, Snapshottable<VirtioMmioState> {
     this.#interruptStatus = interruptStatus;
     this.core.restore(state.core);
     this.#irq.set(this.#interruptStatus !== 0);
+    this.#mirror?.update();
   }
 
   #address(part: 'desc' | 'avail' | 'used', offset: number, value: number): void {
@@ -165,8 +195,21 @@ export class VirtioMmio implements BusDevice, Snapshottable<VirtioMmioState> {
     this.core.changeableQueue(this.#queueSelect)?.onDriverAddress(part, offset & 4 ? 1 : 0, value);
   }
 
+  #acknowledge(causes: number): void {
+    this.#setInterruptStatus(this.#interruptStatus & ~causes);
+    this.#irq.set(this.#interruptStatus !== 0);
+  }
+
   #raise(cause: number): void {
-    this.#interruptStatus |= cause;
+    // What was acknowledged until now cannot be this event: taken later, it would clear what the driver has yet to read.
+    // An acknowledgement from now on may be of an interrupt before, but the driver looks at its queues after it.
+    this.settle();
+    this.#setInterruptStatus(this.#interruptStatus | cause);
     this.#irq.set(true);
+  }
+
+  #setInterruptStatus(causes: number): void {
+    this.#interruptStatus = causes;
+    this.#mirror?.set(defs.MMIO_INTERRUPT_STATUS, causes);
   }
 }

@@ -9,8 +9,9 @@ import { DriverArena, type DriverQueue } from '../../../src/virtio/driver.js';
 import type { VirtioDevice } from '../../../src/virtio/device.js';
 import type { TransportCore } from '../../../src/virtio/transport/core.js';
 import { MmioDriver } from '../../../src/virtio/transport/mmio-driver.js';
-import { VIRTIO_MMIO_BYTES, VirtioMmio } from '../../../src/virtio/transport/mmio.js';
+import { VIRTIO_MMIO_BYTES } from '../../../src/virtio/transport/mmio.js';
 import { PciDriver } from '../../../src/virtio/transport/pci-driver.js';
+import { MappedMmio } from '../mapped-mmio.js';
 
 /** Where a rig's registers are, for accesses at random. */
 export interface Window {
@@ -42,7 +43,7 @@ const BARS = { base: 0xc0000000, sizeBytes: 0x10000 };
 
 export function mmioRig(device: VirtioDevice, memory: GuestMemory): Rig {
   const bus = new Bus('mmio');
-  const transport = new VirtioMmio({ device, memory, irq: new FakeIrqLine() });
+  const transport = new MappedMmio({ device, memory, irq: new FakeIrqLine() });
   bus.register(transport, MMIO_GPA, VIRTIO_MMIO_BYTES);
   let driver: MmioDriver;
   return {

@@ -6,7 +6,8 @@ import { heapGuestMemory } from '../../../src/memory/guest-memory.js';
 import { MMIO_CONFIG, MMIO_CONFIG_GENERATION, MMIO_DEVICE_ID, MMIO_STATUS } from '../../../src/virtio/defs.js';
 import { DriverArena } from '../../../src/virtio/driver.js';
 import { MmioDriver } from '../../../src/virtio/transport/mmio-driver.js';
-import { VirtioMmio } from '../../../src/virtio/transport/mmio.js';
+import type { VirtioMmio } from '../../../src/virtio/transport/mmio.js';
+import { MappedMmio } from '../../support/mapped-mmio.js';
 
 const RAM = 64 * 2 ** 20;
 const PAGE = 4096;
@@ -31,7 +32,7 @@ function start(features = ALL): void {
   });
   irq = new FakeIrqLine();
   arena = new DriverArena(memory, 0);
-  transport = new VirtioMmio({ device, memory, irq });
+  transport = new MappedMmio({ device, memory, irq });
   driver = new MmioDriver(transport, arena);
   driver.start(features);
 }

@@ -11,9 +11,9 @@ import { VirtioBlk, type VirtioBlkConfig } from '../../../src/devices/virtio/blk
 import * as defs from '../../../src/devices/virtio/blk/defs.js';
 import { FakeIrqLine } from '../../../src/irq/irq-line.js';
 import * as virtio from '../../../src/virtio/defs.js';
-import { VirtioMmio } from '../../../src/virtio/transport/mmio.js';
 import { BlkDriver, range } from '../../support/blk-driver.js';
 import { RecordingBackend, VolatileBackend } from '../../support/block-backends.js';
+import { MappedMmio } from '../../support/mapped-mmio.js';
 
 const { VIRTIO_BLK_S_OK: OK, VIRTIO_BLK_S_IOERR: IOERR, VIRTIO_BLK_S_UNSUPP: UNSUPP } = defs;
 const SECTORS = 256;
@@ -461,7 +461,7 @@ describe('quiesce', () => {
     const state = structuredClone(guest.mmio.save());
     const recorder = new RecordingBackend(new MemoryBackend(disk));
     const other = new VirtioBlk({ backend: recorder });
-    const mmio = new VirtioMmio({ device: other, memory: guest.memory, irq: new FakeIrqLine() });
+    const mmio = new MappedMmio({ device: other, memory: guest.memory, irq: new FakeIrqLine() });
     mmio.restore(state);
     await other.quiesce();
     expect(Buffer.compare(disk.subarray(3 * 512, 4 * 512), pattern(512, 77))).toBe(0);

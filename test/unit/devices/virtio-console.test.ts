@@ -8,7 +8,8 @@ import { type GuestMemory, heapGuestMemory } from '../../../src/memory/guest-mem
 import { MMIO_CONFIG, MMIO_STATUS, STATUS_NEEDS_RESET } from '../../../src/virtio/defs.js';
 import { DriverArena, type DriverQueue } from '../../../src/virtio/driver.js';
 import { MmioDriver } from '../../../src/virtio/transport/mmio-driver.js';
-import { VirtioMmio } from '../../../src/virtio/transport/mmio.js';
+import type { VirtioMmio } from '../../../src/virtio/transport/mmio.js';
+import { MappedMmio } from '../../support/mapped-mmio.js';
 
 const [RX, TX, CONTROL_RX, CONTROL_TX] = [0, 1, 2, 3];
 
@@ -48,7 +49,7 @@ function start(config: Partial<VirtioConsoleConfig> = {}, wanted = ~MULTIPORT): 
   sink = new Sink();
   rooms = 0;
   device = new VirtioConsole({ ports: [{ output: sink, onInputRoom: () => rooms++, maxStallMs: 20 }], ...config });
-  mmio = new VirtioMmio({ device, memory, irq });
+  mmio = new MappedMmio({ device, memory, irq });
   driver = new MmioDriver(mmio, arena);
   driver.start(features, 16);
 }
@@ -149,7 +150,7 @@ describe('a console whose driver knows of one port', () => {
     print('abcd');
     const state = structuredClone(mmio.save());
     const rest = new Sink();
-    const other = new VirtioMmio({ device: new VirtioConsole({ ports: [{ output: rest }] }), memory, irq });
+    const other = new MappedMmio({ device: new VirtioConsole({ ports: [{ output: rest }] }), memory, irq });
     other.restore(state);
     expect([rest.text, driver.queues[TX].usedIdx]).toEqual(['cd', 1]);
   });
@@ -314,7 +315,7 @@ describe('a console with several ports', () => {
     control(1, 6, 1);
     const state = structuredClone(mmio.save());
     const again = new VirtioConsole({ ports: [{ output: new Sink() }, { output: agent, name: 'org.example.agent' }] });
-    const other = new VirtioMmio({ device: again, memory, irq });
+    const other = new MappedMmio({ device: again, memory, irq });
     other.restore(state);
     expect(again.ports.map((port) => port.guestOpen)).toEqual([false, true]);
     expect(again.save().pendingControl).toHaveLength(2);

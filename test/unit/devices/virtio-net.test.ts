@@ -9,7 +9,8 @@ import { type GuestMemory, heapGuestMemory } from '../../../src/memory/guest-mem
 import { MMIO_CONFIG, MMIO_STATUS, STATUS_NEEDS_RESET, VIRTIO_F_EVENT_IDX } from '../../../src/virtio/defs.js';
 import { DriverArena } from '../../../src/virtio/driver.js';
 import { MmioDriver } from '../../../src/virtio/transport/mmio-driver.js';
-import { VirtioMmio } from '../../../src/virtio/transport/mmio.js';
+import type { VirtioMmio } from '../../../src/virtio/transport/mmio.js';
+import { MappedMmio } from '../../support/mapped-mmio.js';
 
 const [RX, TX] = [0, 1];
 const HEADER = 12;
@@ -68,7 +69,7 @@ function start(config: Partial<VirtioNetConfig> = {}, features = ~VIRTIO_F_EVENT
   irq = new FakeIrqLine();
   cable = (config.backend as Cable) ?? new Cable();
   net = new VirtioNet({ backend: cable, ...config });
-  mmio = new VirtioMmio({ device: net, memory, irq });
+  mmio = new MappedMmio({ device: net, memory, irq });
   driver = new MmioDriver(mmio, arena);
   driver.start(features, queueSize);
 }
@@ -476,7 +477,7 @@ describe('its life', () => {
     const saved = structuredClone(mmio.save());
     const otherCable = new Cable();
     const other = new VirtioNet({ backend: otherCable });
-    const otherMmio = new VirtioMmio({ device: other, memory, irq });
+    const otherMmio = new MappedMmio({ device: other, memory, irq });
     otherMmio.restore(saved);
     expect([other.mac, other.linkUp, otherCable.sent.length]).toEqual(['52:54:00:11:22:33', true, 1]);
     giveBuffers(1, 100);

@@ -6,7 +6,7 @@ import { heapGuestMemory } from '../../../src/memory/guest-memory.js';
 import { MMIO_DEVICE_ID } from '../../../src/virtio/defs.js';
 import { DriverArena } from '../../../src/virtio/driver.js';
 import { MmioDriver } from '../../../src/virtio/transport/mmio-driver.js';
-import { VirtioMmio } from '../../../src/virtio/transport/mmio.js';
+import { MappedMmio } from '../../support/mapped-mmio.js';
 
 const RAM = 4 * 2 ** 20;
 const memory = heapGuestMemory({ gpa: 0, sizeBytes: RAM });
@@ -17,7 +17,7 @@ let driver: MmioDriver;
 function start(fill?: (bytes: Uint8Array) => void): void {
   irq = new FakeIrqLine();
   arena = new DriverArena(memory, 0);
-  driver = new MmioDriver(new VirtioMmio({ device: new VirtioRng(fill && { fill }), memory, irq }), arena);
+  driver = new MmioDriver(new MappedMmio({ device: new VirtioRng(fill && { fill }), memory, irq }), arena);
   driver.start();
 }
 

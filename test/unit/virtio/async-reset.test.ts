@@ -5,8 +5,9 @@ import { heapGuestMemory } from '../../../src/memory/guest-memory.js';
 import * as defs from '../../../src/virtio/defs.js';
 import { DriverArena, DriverQueue } from '../../../src/virtio/driver.js';
 import { MmioDriver } from '../../../src/virtio/transport/mmio-driver.js';
-import { VirtioMmio } from '../../../src/virtio/transport/mmio.js';
+import type { VirtioMmio } from '../../../src/virtio/transport/mmio.js';
 import { EchoDevice } from './echo-device.js';
+import { MappedMmio } from '../../support/mapped-mmio.js';
 
 class SlowDevice extends EchoDevice {
   finish: (() => void) | undefined;
@@ -26,7 +27,7 @@ let arena: DriverArena;
 beforeEach(async () => {
   device = new SlowDevice();
   arena = new DriverArena(memory, 0x1000);
-  mmio = new VirtioMmio({ device, memory, irq: new FakeIrqLine() });
+  mmio = new MappedMmio({ device, memory, irq: new FakeIrqLine() });
   driver = new MmioDriver(mmio, arena);
   mmio.reset();
   await finishReset();

@@ -6,14 +6,14 @@ import { type GuestMemory, heapGuestMemory } from '../../../src/memory/guest-mem
 import * as defs from '../../../src/virtio/defs.js';
 import { type DriverBuffer, DriverArena, DriverQueue } from '../../../src/virtio/driver.js';
 import { MmioDriver } from '../../../src/virtio/transport/mmio-driver.js';
-import { VirtioMmio } from '../../../src/virtio/transport/mmio.js';
 import { EchoDevice } from './echo-device.js';
+import { MappedMmio } from '../../support/mapped-mmio.js';
 
 let memory: GuestMemory;
 let arena: DriverArena;
 let irq: FakeIrqLine;
 let device: EchoDevice;
-let mmio: VirtioMmio;
+let mmio: MappedMmio;
 let driver: MmioDriver;
 
 beforeEach(() => {
@@ -21,7 +21,7 @@ beforeEach(() => {
   arena = new DriverArena(memory, 0x1000);
   irq = new FakeIrqLine();
   device = new EchoDevice();
-  mmio = new VirtioMmio({ device, memory, irq });
+  mmio = new MappedMmio({ device, memory, irq });
   driver = new MmioDriver(mmio, arena);
 });
 
@@ -138,6 +138,70 @@ describe('operation', () => {
 
   it('says that there are no shared memory regions', () => {
     for (const register of [0x0b0, 0x0b4]) expect(driver.get(register)).toBe(0xffffffff);
+  });
+});
+
+describe('a page that the driver reads', () => {
+  let page: MappedMmio;
+  const status = () => page.words[defs.MMIO_INTERRUPT_STATUS / 4];
+
+  beforeEach(() => {
+    page = mmio;
+    driver.start(defs.VIRTIO_F_VERSION_1);
+  });
+
+  const send = () => {
+    driver.queues[0].add([out('x'), room(1)]);
+    driver.kick(0);
+  };
+
+  it('holds the cause before the interrupt is there, and not when it is acknowledged', () => {
+    const seen: number[] = [];
+    irq.set = (level) => void (level && seen.push(status()));
+    send();
+    driver.set(defs.MMIO_INTERRUPT_ACK, defs.INTERRUPT_USED_BUFFER);
+    device.context!.configChanged();
+    expect(seen).toEqual([defs.INTERRUPT_USED_BUFFER, defs.INTERRUPT_CONFIG_CHANGE]);
+  });
+
+  it('keeps the cause of an interrupt that comes after an acknowledgement nobody has looked at', () => {
+    send();
+    page.acknowledgeUnseen();
+    send();
+    page.settle();
+    expect(status()).toBe(defs.INTERRUPT_USED_BUFFER);
+    page.acknowledgeUnseen();
+    page.settle();
+    expect(status()).toBe(0);
+  });
+
+  it('keeps a change of configuration when used buffers are acknowledged', () => {
+    send();
+    device.context!.configChanged();
+    page.acknowledgeUnseen();
+    page.settle();
+    expect(status()).toBe(defs.INTERRUPT_CONFIG_CHANGE);
+    expect(driver.acknowledge()).toBe(defs.INTERRUPT_CONFIG_CHANGE);
+    expect(status()).toBe(0);
+  });
+
+  it('holds a word of configuration that changed, and has the guest wait where several did', () => {
+    device.config.set([1, 2, 3, 4]);
+    device.context!.configChanged();
+    expect([page.words[defs.MMIO_CONFIG / 4], page.exclusions()]).toEqual([0x04030201, 0]);
+    device.config.set([5, 6, 7, 8, 9]);
+    device.context!.configChanged();
+    expect([page.words[defs.MMIO_CONFIG / 4], page.words[defs.MMIO_CONFIG / 4 + 1]]).toEqual([0x08070605, 9]);
+    expect(page.exclusions()).toBe(1);
+  });
+
+  it('says that the device failed when nothing was written', () => {
+    device.context!.fail('broken');
+    expect(page.words[defs.MMIO_STATUS / 4]).toBe(0x4f);
+  });
+
+  it('is all ones behind the configuration space, where nothing can be', () => {
+    expect(new Set(page.words.subarray((defs.MMIO_CONFIG + 12) / 4))).toEqual(new Set([0xffff_ffff]));
   });
 });
 
@@ -279,7 +343,7 @@ describe('a hostile driver', () => {
     fc.assert(
       fc.property(fc.array(step, { maxLength: 60 }), (steps) => {
         const ram = heapGuestMemory({ gpa: 0, sizeBytes: 0x8000 });
-        const target = new VirtioMmio({ device: new EchoDevice(), memory: ram, irq: new FakeIrqLine() });
+        const target = new MappedMmio({ device: new EchoDevice(), memory: ram, irq: new FakeIrqLine() });
         for (const s of steps) {
           if (s.op === 'start') new MmioDriver(target, new DriverArena(ram, 0)).start();
           else if (s.op === 'ram') ram.write(s.at, s.bytes);
@@ -309,7 +373,7 @@ describe('saved state', () => {
 
     const otherIrq = new FakeIrqLine();
     const otherDevice = new EchoDevice();
-    const other = new VirtioMmio({ device: otherDevice, memory, irq: otherIrq });
+    const other = new MappedMmio({ device: otherDevice, memory, irq: otherIrq });
     other.restore(state);
     expect(otherIrq.level).toBe(true);
     expect(other.read(defs.MMIO_CONFIG, 4)).toBe(0x00030201);
@@ -323,7 +387,7 @@ describe('saved state', () => {
   it('is refused when damaged, and leaves a reset device', () => {
     driver.start();
     const good = mmio.save();
-    const fresh = new VirtioMmio({ device: new EchoDevice(), memory, irq }).save().core.queues;
+    const fresh = new MappedMmio({ device: new EchoDevice(), memory, irq }).save().core.queues;
     const core = (damage: object) => ({ ...good, core: { ...good.core, ...damage } });
     const [first, second] = good.core.queues;
     for (const bad of [
@@ -336,7 +400,7 @@ describe('saved state', () => {
       core({ queues: [first, { ...second, position: { nextAvail: -1 } }] }),
       core({ driverFeatures: [0, 2 ** 32] }),
     ]) {
-      const target = new VirtioMmio({ device: new EchoDevice(), memory, irq });
+      const target = new MappedMmio({ device: new EchoDevice(), memory, irq });
       expect(() => target.restore(bad as typeof good)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }));
       expect(target.core.status).toBe(0);
       expect(target.save().core.queues).toEqual(fresh);
