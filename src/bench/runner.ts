@@ -5,7 +5,7 @@ export interface RunOptions {
   quick: boolean;
   /** Told before each round. */
   onProgress?: (progress: Progress) => void;
-  /** After this time no further round is begun: on a slow machine there are fewer. Default: 20 s (`quick`) or 10 minutes. */
+  /** After this time no further round is begun: on a slow machine there are fewer. Default: 10 s (`quick`) or 10 minutes. */
   budgetMs?: number;
 }
 
@@ -37,7 +37,7 @@ export interface Outcome {
  * Warm-up comes before, and counts for nothing.
  */
 const EFFORT = {
-  quick: { roundMs: 10, rounds: 15, warmUpMs: 60, budgetMs: 20_000 },
+  quick: { roundMs: 10, rounds: 15, warmUpMs: 60, budgetMs: 10_000 },
   full: { roundMs: 50, rounds: 41, warmUpMs: 400, budgetMs: 600_000 },
 };
 /** No round does more: what does nothing at all would otherwise never fill its time. */
