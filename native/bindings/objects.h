@@ -95,7 +95,7 @@ class VcpuObject : public Napi::ObjectWrap<VcpuObject> {
 
   // The inline run's present turn: what was known of the event loop when it began.
   bool in_turn_ = false;
-  UvLoop* turn_loop_ = nullptr;
+  const UvLoop loop_;
   Watch* turn_watch_ = nullptr;
   uint64_t turn_activity_ = 0;
   uint64_t turn_timer_starts_ = 0;

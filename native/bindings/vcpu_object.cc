@@ -33,7 +33,7 @@ Napi::Function VcpuObject::Define(Napi::Env env) {
 }
 
 // Only VmObject::CreateVcpu holds the constructor: the External is its own.
-VcpuObject::VcpuObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
+VcpuObject::VcpuObject(const Napi::CallbackInfo& info) : ObjectWrap(info), loop_(AddonData::Of(info.Env()).loop()) {
   Guarded(info.Env(), [&] {
     if (!info[0].IsExternal()) throw ArgumentError("a Vcpu is made by Vm.createVcpu()");
     vcpu_ = *info[0].As<Napi::External<std::shared_ptr<Vcpu>>>().Data();
@@ -117,27 +117,26 @@ napi_value VcpuObject::RunInline(Napi::Env env) {
   Vcpu& vcpu = this->vcpu();
   if (!in_turn_ || !turn_watch_->Uses(vcpu)) {
     AddonData& addon = AddonData::Of(env);
-    turn_loop_ = &addon.loop();
     turn_watch_ = &addon.watch();
     turn_watch_->Use(vcpu_);
     turn_watch_->Arm(true);
     if (!in_turn_) vcpu.Enter();
     in_turn_ = true;
-    turn_activity_ = turn_loop_->Activity();
+    turn_activity_ = loop_.Activity();
     ticks_owed_ns_ = UvLoop::kNever;
     if (turn_watch_->LoopIsReadable() || !SetTurnDeadline()) return Yield(env, kInterrupted);
   } else {
-    if (turn_loop_->Activity() != turn_activity_) return Yield(env, kInterrupted);
+    if (loop_.Activity() != turn_activity_) return Yield(env, kInterrupted);
     bool first_exit = ticks_owed_ns_ == UvLoop::kNever;
     if (first_exit) ticks_owed_ns_ = MonotonicNs() + kTicksOwedNs;
-    if ((first_exit || turn_loop_->TimerStarts() != turn_timer_starts_) && !SetTurnDeadline())
+    if ((first_exit || loop_.TimerStarts() != turn_timer_starts_) && !SetTurnDeadline())
       return Yield(env, kInterrupted);
   }
   int result = vcpu.Run();
   if (result == 0) return nullptr;
   if (result == -EINTR) vcpu.TakeKick();
   int64_t now_ns = MonotonicNs();
-  bool ticks_due = now_ns >= ticks_owed_ns_ && now_ns < turn_loop_->DeadlineNs();
+  bool ticks_due = now_ns >= ticks_owed_ns_ && now_ns < loop_.DeadlineNs();
   napi_value interrupted = Yield(env, ticks_due ? kTicksDue : kInterrupted);
   if (result != -EINTR) ThrowRunError(-result);
   return interrupted;
@@ -145,8 +144,8 @@ napi_value VcpuObject::RunInline(Napi::Env env) {
 
 // Has the kicker end the turn when the loop's next timer is due. False: it is due now.
 bool VcpuObject::SetTurnDeadline() {
-  turn_timer_starts_ = turn_loop_->TimerStarts();
-  int64_t deadline_ns = turn_loop_->DeadlineNs();
+  turn_timer_starts_ = loop_.TimerStarts();
+  int64_t deadline_ns = loop_.DeadlineNs();
   if (deadline_ns == 0) return false;
   Kicker::Get().SetDeadline(*turn_watch_, std::min(deadline_ns, ticks_owed_ns_));
   return true;

@@ -8,6 +8,12 @@
 
 namespace vmexit {
 
+UvLoop::UvLoop(uv_loop_s* loop)
+    : loop_(loop),
+      active_handles_(&loop->active_handles),
+      active_requests_(&loop->active_reqs.count),
+      timer_starts_(&loop->timer_counter) {}
+
 int UvLoop::backend_fd() const { return uv_backend_fd(loop_); }
 
 int64_t UvLoop::DeadlineNs() const {
@@ -20,12 +26,6 @@ int64_t UvLoop::DeadlineNs() const {
   // that may lag by its resolution, 1 ms: at the exact time its timers would not be due yet.
   return (static_cast<int64_t>(uv_now(loop_)) + timeout_ms + 1) * 1'000'000;
 }
-
-uint64_t UvLoop::Activity() const {
-  return (static_cast<uint64_t>(loop_->active_handles) << 32) | static_cast<uint32_t>(loop_->active_reqs.count);
-}
-
-uint64_t UvLoop::TimerStarts() const { return loop_->timer_counter; }
 
 struct FdPoll::Handle {
   uv_poll_t poll;

@@ -13,20 +13,24 @@ class UvLoop {
  public:
   static constexpr int64_t kNever = INT64_MAX;
 
-  explicit UvLoop(uv_loop_s* loop) : loop_(loop) {}
+  explicit UvLoop(uv_loop_s* loop);
 
   // Becomes readable when the loop has an I/O event to deliver.
   int backend_fd() const;
   // When the loop next has something to do of its own accord: CLOCK_MONOTONIC in ns, 0 for now, or kNever.
   int64_t DeadlineNs() const;
   // Changes when a handle or request was started or has ended. The loop only begins to watch a new handle's fd in its
-  // next turn, so a change means that it is owed one.
-  uint64_t Activity() const;
+  // next turn, so a change means that it is owed one. Inline, as every exit asks.
+  uint64_t Activity() const { return (uint64_t{*active_handles_} << 32) | *active_requests_; }
   // Changes when a timer was started: while it does not, DeadlineNs() gives nothing earlier than before.
-  uint64_t TimerStarts() const;
+  uint64_t TimerStarts() const { return *timer_starts_; }
 
  private:
   uv_loop_s* loop_;
+  // libuv's counters.
+  const unsigned* active_handles_;
+  const unsigned* active_requests_;
+  const uint64_t* timer_starts_;
 };
 
 // Calls back on the loop's thread while an fd is readable.

@@ -92,20 +92,23 @@ class Payload {
   }
 }
 
+/** The word that holds a port access's direction, size and port, a byte, a byte and 16 bits: read whole, as every exit pays. */
+const IO_HEAD = LAYOUT['kvm_run.io.direction'] >> 2;
+
 /** KVM_EXIT_IO: IN, OUT, or INS, OUTS with a count. For a read, put the answer into `data` before the next run. */
 export class IoExit extends Payload {
   readonly reason = 'io';
 
   /** True for OUT and OUTS: the guest wrote. */
   get isWrite(): boolean {
-    return this.run.get(LAYOUT['kvm_run.io.direction'], 1) === 1;
+    return (this.run.u32[IO_HEAD] & 0xff) === 1;
   }
   get port(): number {
-    return this.run.get(LAYOUT['kvm_run.io.port'], 2);
+    return this.run.u32[IO_HEAD] >>> 16;
   }
   /** Bytes of one access. */
   get size(): 1 | 2 | 4 {
-    return this.run.get(LAYOUT['kvm_run.io.size'], 1) as 1 | 2 | 4;
+    return ((this.run.u32[IO_HEAD] >>> 8) & 0xff) as 1 | 2 | 4;
   }
   /** Accesses: 1 except for string instructions with REP. */
   get count(): number {
@@ -130,7 +133,7 @@ export class MmioExit extends Payload {
   readonly reason = 'mmio';
 
   get isWrite(): boolean {
-    return this.run.get(LAYOUT['kvm_run.mmio.is_write'], 1) !== 0;
+    return (this.run.u32[LAYOUT['kvm_run.mmio.is_write'] >> 2] & 0xff) !== 0;
   }
   /** Guest-physical address: at most 52 bits, exact in a number. */
   get gpa(): number {
