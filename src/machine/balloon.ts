@@ -7,7 +7,11 @@ import type { MemoryControl } from './memory-control.js';
 const STATS_TIMEOUT_MS = 1000;
 
 /** A guest's memory, from the host's side and, where its driver answers within a second, from the guest's. */
-export interface BalloonStats extends BalloonCounters {
+export interface BalloonStats
+  extends
+    Pick<BalloonCounters, 'targetBytes' | 'actualBytes'>,
+    /** What QEMU does not count: absent under TCG. */
+    Partial<Pick<BalloonCounters, 'inflatedBytes' | 'reportedBytes' | 'refused'>> {
   /** Host memory behind the guest's RAM now. */
   residentBytes: number;
   guest?: GuestMemoryStats;

@@ -8,7 +8,7 @@ import { StorageDaemon, type QemuDisk } from '../backends/qemu/storage-daemon.js
 import { Virtiofsd, type VirtiofsShare } from '../backends/qemu/virtiofsd.js';
 import { MachineThread } from './machine-thread.js';
 import type { Machine, MachineConfig, MachineEvents, MachineExit, MachineState, MachineStats } from './machine.js';
-import { parseSize } from './options.js';
+import { parseTarget } from './options.js';
 import { fromPlainError } from './plain-error.js';
 import type { RemoteStream } from './remote-stream.js';
 import { StreamHub } from './stream-hub.js';
@@ -182,10 +182,7 @@ export class KvmMachine implements Machine {
   readonly balloon: Balloon = {
     setTarget: async (size) => {
       this.#require('created', 'running', 'paused');
-      const bytes = typeof size === 'string' ? parseSize(size) : size;
-      if (typeof bytes !== 'number')
-        throw new VmmError('INVALID_ARGUMENT', `${JSON.stringify(size)} is no size: try "64M"`);
-      await this.#call('setBalloonTarget', bytes);
+      await this.#call('setBalloonTarget', parseTarget(size));
     },
     stats: async () => {
       this.#require('created', 'running', 'paused');

@@ -73,11 +73,11 @@ export interface MachineStats {
   exits: Readonly<Record<string, number>>;
   /** Accesses by device name, without devices that had none. Empty under TCG. */
   accesses: Readonly<Record<string, number>>;
-  /** Virtio devices: `console`, `drive0` and so on in the order of the options, `net0` …, `share0` …, `rng`, `vsock`, `vhostUser0` …; and `device0` …, PCI devices of QEMU's. Empty under TCG. */
+  /** Virtio devices: `console`, `drive0` and so on in the order of the options, `net0` …, `share0` …, `rng`, `vsock`, `vhostUser0` …; and `device0` …, PCI devices of QEMU's. */
   devices: Readonly<Record<string, DeviceStats>>;
   /** Guest RAM in bytes. */
   memoryBytes: number;
-  /** Kicks of virtio queues that came by ioeventfd, and interrupts that left by irqfd: neither is an exit. */
+  /** Kicks of virtio queues that came by ioeventfd, and interrupts that left by irqfd: neither is an exit. 0 under TCG. */
   kicks: number;
   interrupts: number;
   /** Console output lost because nobody read it, in bytes. */

@@ -348,24 +348,24 @@ export interface MicroVMOptions {
   accel?: 'auto' | 'kvm' | 'tcg' | undefined;
   /** The console is the first serial port (`serial`, the default) or a virtio console. */
   console?: 'serial' | 'virtio' | undefined;
-  /** Further ports of a virtio console, by name such as `org.example.agent`: see `MicroVM.port`. Under KVM. */
+  /** Further ports of a virtio console, by name such as `org.example.agent`: see `MicroVM.port`. */
   consolePorts?: readonly string[] | undefined;
   /** Disks, in order. */
   drives?: readonly DriveOptions[] | undefined;
   /** Network cards, in order. */
   net?: readonly NetOptions[] | undefined;
-  /** Directories of the host that the guest can mount. Under KVM. */
+  /** Directories of the host that the guest can mount. */
   shares?: readonly ShareOptions[] | undefined;
   /** A virtio entropy device. Default false. */
   rng?: boolean | undefined;
-  /** A memory balloon, which gives memory that the guest does not use back to the host. Default false. Under KVM. */
+  /** A memory balloon, which gives memory that the guest does not use back to the host. Default false. */
   balloon?: boolean | undefined;
   /**
    * The test device that programs like kvm-unit-tests expect of QEMU (`pc-testdev`): ports 0xe0 to 0xe7, output at 0xf1,
    * interrupt lines from 0x2000, memory at 0xff000000; and the number of CPUs in fw_cfg. Default false.
    */
   testdev?: boolean | undefined;
-  /** Sockets between host and guest without a network: `vm.vsock`. Under KVM. */
+  /** Sockets between host and guest without a network: `vm.vsock`. */
   vsock?: VsockOptions | undefined;
   /** Devices that other processes serve by vhost-user. Under KVM. */
   vhostUser?: readonly VhostUserOptions[] | undefined;
@@ -638,6 +638,13 @@ function deviceConfig(options: z.output<typeof device>, index: number): DeviceCo
         : { space: 'virtio' },
     ...(irq !== undefined && { irq }),
   };
+}
+
+/** A balloon's target in bytes. @throws VmmError code "INVALID_ARGUMENT" for what is no size. */
+export function parseTarget(size: string | number): number {
+  const bytes = typeof size === 'string' ? parseSize(size) : size;
+  if (typeof bytes === 'number') return bytes;
+  throw new VmmError('INVALID_ARGUMENT', `${JSON.stringify(size)} is no size: try "64M"`);
 }
 
 /** Bytes of "64K", "256M", "1.5G" or "1048576"; undefined for what is no size. */

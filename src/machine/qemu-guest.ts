@@ -8,9 +8,12 @@ import { allHalted, parseBytes, parseCodeBits, parseRegisters } from '../backend
 import type { GuestArch } from '../guest/arch.js';
 import type { Accelerator } from './accelerator.js';
 import { isForeignKernel } from './foreign.js';
-import { deviceArguments } from './qemu-devices.js';
-import type { CrashReport, MachineConfig, MachineExit } from './machine.js';
+import { deviceArguments, portChardev } from './qemu-devices.js';
+import type { QemuLinks } from './qemu-links.js';
 import type { QemuPlatform } from './qemu-platform.js';
+import type { ServedDevices } from './qemu-served.js';
+import { diskCounters, qemuDevices, type QemuBlkCounters } from './qemu-stats.js';
+import type { CrashReport, DeviceStats, MachineConfig, MachineExit } from './machine.js';
 
 /** Carries seven bits of what the guest writes; see `#debugExit`. */
 const DEBUG_EXIT = 'isa-debug-exit,iobase=0xf4,iosize=0x04';
@@ -26,6 +29,8 @@ const HALT_POLL_MS = 1_000;
 /** One guest in one QEMU process, from its kernel's first instruction to its end, and why it ended. */
 export class QemuGuest {
   readonly process: QemuProcess;
+  /** Its devices that are ours. */
+  readonly served: ServedDevices;
   /**
    * Resolves when the guest has ended by itself or by `quit` ('stopped'), and its process is gone.
    * Rejects with code "QEMU_FAILED" when the process ended without a reason that the guest could have given.
@@ -34,12 +39,17 @@ export class QemuGuest {
   #cause: QmpShutdownCause | 'halt' | 'quit' | undefined;
   #crashSite: Promise<CrashReport | undefined> = Promise.resolve(undefined);
   readonly #arch: GuestArch;
+  readonly #config: MachineConfig;
+  /** The last that QEMU said: when the guest has ended, nobody can be asked any more. */
+  #diskCounters: Record<string, QemuBlkCounters> = {};
   #lastDebugByte: number | undefined;
   #haltPoll: NodeJS.Timeout | undefined;
 
-  private constructor(arch: GuestArch, process: QemuProcess) {
-    this.#arch = arch;
+  private constructor(config: MachineConfig, process: QemuProcess, served: ServedDevices) {
+    this.#arch = config.arch;
+    this.#config = config;
     this.process = process;
+    this.served = served;
     process.chardevs['debug'].on('data', (bytes: Buffer) => (this.#lastDebugByte = bytes.at(-1)));
     process.qmp.onEvent('SHUTDOWN', ({ reason }) => this.#onShutdown(reason));
     // With shutdown=pause a panic only pauses the guest.
@@ -52,6 +62,7 @@ export class QemuGuest {
   static async create(
     config: MachineConfig,
     platform: QemuPlatform,
+    links: QemuLinks,
     options: { signal?: AbortSignal } = {},
   ): Promise<QemuGuest> {
     const { arch, kernelPath } = config;
@@ -59,19 +70,29 @@ export class QemuGuest {
     const foreign = arch === 'x86_64' && kernelPath !== undefined && (await isForeignKernel(kernelPath));
     // Linux counts timer interrupts at boot, and panics when a busy host emulates too few; KVM tells it not to look.
     const linux = arch === 'x86_64' && platform.accel === 'tcg' ? `no_timer_check ${config.cmdline}` : config.cmdline;
-    return new QemuGuest(
-      config.arch,
-      await QemuProcess.start({
+    const served = links.serve();
+    try {
+      const process = await QemuProcess.start({
         program: programOf(config),
-        chardevs: ['serial0', 'debug', ...(config.testdev ? [TEST_OUTPUT] : [])],
+        chardevs: [
+          ...['serial0', 'debug', ...(config.testdev ? [TEST_OUTPUT] : [])],
+          ...config.consolePorts.map((_, index) => portChardev(index)),
+        ],
         args: [
           ...platform.args,
           ...qemuArguments(config, foreign ? config.kernelArguments : linux, platform),
           ...(await deviceArguments(config)),
+          ...served.args,
         ],
+        inherit: served.inherit,
         ...options,
-      }),
-    );
+      });
+      served.handOver();
+      return new QemuGuest(config, process, served);
+    } catch (error) {
+      await served.close();
+      throw error;
+    }
   }
 
   /** What the guest prints: its serial port, which takes input, too, then its other outputs. */
@@ -96,6 +117,24 @@ export class QemuGuest {
     await this.#command('system_powerdown');
   }
 
+  async deviceStats(): Promise<Record<string, DeviceStats>> {
+    await this.#countDisks();
+    const devices: Record<string, DeviceStats> = { ...qemuDevices(this.#config), ...this.served.stats() };
+    for (const [id, counters] of Object.entries(this.#diskCounters)) {
+      if (devices[id]) devices[id] = { ...devices[id], counters };
+    }
+    return devices;
+  }
+
+  async #countDisks(): Promise<void> {
+    if (this.#config.drives.length === 0 || this.process.qmp.closed) return;
+    try {
+      this.#diskCounters = await diskCounters(this.process);
+    } catch (error) {
+      if (!this.process.qmp.closed) throw error; // the guest's end came before the answer
+    }
+  }
+
   /** Ends the guest, unless it has ended. @returns when the process is gone. */
   async quit(): Promise<void> {
     this.#cause ??= 'quit';
@@ -109,11 +148,15 @@ export class QemuGuest {
     this.#cause = cause;
     // To QEMU a triple fault is a reset: take down where it was while the CPU is still there to be asked.
     if (cause === 'guest-reset') this.#crashSite = this.#inspect().catch(() => undefined);
-    void this.#crashSite.then(() => this.process.quit());
+    void this.#crashSite
+      .then(() => this.#countDisks())
+      .catch(() => {}) // it is about to end, with or without its counters
+      .then(() => this.process.quit());
   }
 
   async #onExit(exit: ProcessExit): Promise<MachineExit> {
     clearInterval(this.#haltPoll);
+    await this.served.close();
     await ended(this.process.chardevs['debug']);
     switch (this.#cause) {
       case 'quit':

@@ -1,14 +1,27 @@
 import { EventEmitter } from 'node:events';
+import type { Duplex } from 'node:stream';
 import { VmmError } from '../errors.js';
 import { Batches } from '../backends/qemu/batches.js';
 import type { Accelerator } from './accelerator.js';
 import { noBalloon, type Balloon } from './balloon.js';
 import { ConsoleStream } from './console-stream.js';
-import type { Machine, MachineConfig, MachineEvents, MachineExit, MachineState, MachineStats } from './machine.js';
+import type {
+  DeviceStats,
+  Machine,
+  MachineConfig,
+  MachineEvents,
+  MachineExit,
+  MachineState,
+  MachineStats,
+} from './machine.js';
+import { parseTarget } from './options.js';
+import { QemuBalloon } from './qemu-balloon.js';
 import { QemuGuest } from './qemu-guest.js';
-import { checkSupported, lockImages } from './qemu-devices.js';
+import { checkSupported } from './qemu-devices.js';
 import { checkImages } from './qemu-images.js';
+import { QemuLinks } from './qemu-links.js';
 import { openPlatform, type QemuPlatform } from './qemu-platform.js';
+import type { Vsock } from './vsock.js';
 
 /** Console output that may wait for a slow reader before QEMU, and so the guest's serial port, has to. */
 const OUTPUT_WINDOW_BYTES = 2 ** 20;
@@ -23,24 +36,23 @@ export class QemuMachine implements Machine {
   readonly events = new EventEmitter<MachineEvents>();
   readonly #config: MachineConfig;
   readonly #platform: QemuPlatform;
-  /** What is given back when QEMU is gone. */
-  readonly #held: readonly AsyncDisposable[];
+  readonly #links: QemuLinks;
   #guest: QemuGuest;
   #outputs!: QemuGuest['outputs'];
+  #balloon: QemuBalloon | undefined;
+  #flush: () => void = () => {};
+  /** By the guest that reset() is about to start. */
+  #replaced: QemuGuest | undefined;
+  #stopping = false;
   #waitingBytes = 0;
   #state: MachineState = 'created';
   #settle!: { resolve: (exit: MachineExit) => void; reject: (error: unknown) => void };
 
-  private constructor(
-    config: MachineConfig,
-    platform: QemuPlatform,
-    guest: QemuGuest,
-    held: readonly AsyncDisposable[],
-  ) {
-    this.#config = config;
+  private constructor(platform: QemuPlatform, links: QemuLinks, guest: QemuGuest) {
+    this.#config = links.config;
     this.#platform = platform;
     this.accel = platform.accel;
-    this.#held = held;
+    this.#links = links;
     this.#guest = guest;
     this.console = new ConsoleStream({
       write: (bytes, taken) => this.#outputs[0].write(bytes, taken),
@@ -53,6 +65,7 @@ export class QemuMachine implements Machine {
     });
     this.exited = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
     this.exited.catch(() => {}); // it stays rejected for whoever asks; nobody asking is no reason to end the program
+    links.onDeviceError = (device, error) => this.events.emit('deviceError', { device, error });
     this.#adopt(guest);
   }
 
@@ -71,13 +84,14 @@ export class QemuMachine implements Machine {
   ): Promise<QemuMachine> {
     checkSupported(config);
     await checkImages(config);
-    const held = [await lockImages(config.drives)];
+    const links = await QemuLinks.open(config);
+    let platform: QemuPlatform | undefined;
     try {
-      const platform = await openPlatform(config, accel);
-      held.push(platform);
-      return new QemuMachine(config, platform, await QemuGuest.create(config, platform, options), held);
+      platform = await openPlatform(config, accel);
+      return new QemuMachine(platform, links, await QemuGuest.create(links.config, platform, links, options));
     } catch (error) {
-      await dispose(held);
+      await links.close();
+      await platform?.[Symbol.asyncDispose]();
       throw error;
     }
   }
@@ -109,29 +123,43 @@ export class QemuMachine implements Machine {
     await this.#guest.run();
   }
 
-  /** A new process, in fact: QEMU's own reset leaves RAM as it was, and firmware that finds itself there resets again. */
+  /**
+   * A new process, in fact: QEMU's own reset leaves RAM as it was, and firmware that finds itself there resets again. The old
+   * one goes first: two cannot have the same images.
+   */
   async reset(): Promise<void> {
     this.#require('reset', 'created', 'running', 'paused');
     if (this.#state === 'created') return;
+    if (this.#replaced) throw new VmmError('BUSY', 'another reset() of this machine is under way');
     const old = this.#guest;
-    await old.pause();
-    const guest = await QemuGuest.create(this.#config, this.#platform);
+    this.#replaced = old;
     try {
-      // The guest may have ended, or the machine been closed, while QEMU started.
-      this.#require('reset', 'running', 'paused');
-      if (this.#guest !== old) throw new VmmError('BUSY', 'another reset() of this machine is under way');
+      await old.quit();
+      const { reason } = await old.ended;
+      if (reason === 'stopped' && !this.#stopping) await this.#replace();
     } catch (error) {
-      await guest.quit();
+      this.#replaced = undefined;
+      await this.#end(old, () => this.#settle.reject(error));
       throw error;
     }
+    this.#replaced = undefined;
+    if (this.#guest !== old) return;
+    // It had ended by itself, or stop() or close() came.
+    this.#awaitEnd(old);
+    await this.exited;
+    this.#require('reset', 'running', 'paused');
+  }
+
+  async #replace(): Promise<void> {
+    const guest = await QemuGuest.create(this.#config, this.#platform, this.#links);
+    if (this.#stopping) return void (await guest.quit());
     this.#adopt(guest);
-    await old.quit();
     if (this.#state === 'running') await guest.run();
   }
 
   async stop(): Promise<void> {
     if (this.#state === 'closed') throw closed('stop');
-    await this.#end();
+    await this.#quit();
   }
 
   async powerButton(): Promise<void> {
@@ -139,9 +167,13 @@ export class QemuMachine implements Machine {
     await this.#guest.pressPowerButton();
   }
 
-  /** There are none. */
-  port(name: string): never {
-    throw new VmmError('ACCEL_UNAVAILABLE', `${name}: console ports need KVM`);
+  port(name: string): Duplex {
+    if (this.#state === 'closed') throw closed('port');
+    return this.#links.port(name);
+  }
+
+  get vsock(): Vsock | undefined {
+    return this.#links.vsock;
   }
 
   /** There are none. */
@@ -154,28 +186,42 @@ export class QemuMachine implements Machine {
   }
 
   readonly balloon: Balloon = {
-    setTarget: () => Promise.reject(this.#state === 'closed' ? closed('balloon.setTarget') : noBalloon()),
-    stats: () => Promise.reject(this.#state === 'closed' ? closed('balloon.stats') : noBalloon()),
+    setTarget: async (size) => {
+      this.#require('balloon.setTarget', 'created', 'running', 'paused');
+      if (!this.#balloon) throw noBalloon();
+      await this.#balloon.setTarget(parseTarget(size));
+    },
+    stats: async () => {
+      this.#require('balloon.stats', 'created', 'running', 'paused');
+      if (!this.#balloon) throw noBalloon();
+      return this.#balloon.stats();
+    },
   };
 
-  stats(): Promise<MachineStats> {
-    if (this.#state === 'closed') return Promise.reject(closed('stats'));
-    return Promise.resolve({
+  async stats(): Promise<MachineStats> {
+    if (this.#state === 'closed') throw closed('stats');
+    const devices: Record<string, DeviceStats> = await this.#guest.deviceStats();
+    for (const [id, device] of Object.entries(devices)) {
+      const error = this.#links.errorOf(id);
+      if (error) devices[id] = { ...device, error: error.message };
+    }
+    return {
       exits: {},
       accesses: {},
-      devices: {},
+      devices,
       kicks: 0,
       interrupts: 0,
       memoryBytes: this.#config.memoryBytes,
       consoleDroppedBytes: this.console.droppedBytes,
-    });
+    };
   }
 
   async close(): Promise<void> {
-    const ended = this.#end();
+    const ended = this.#quit();
     this.#state = 'closed';
     await ended;
-    await dispose(this.#held);
+    await this.#links.close();
+    await this.#platform[Symbol.asyncDispose]();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -185,6 +231,8 @@ export class QemuMachine implements Machine {
   #adopt(guest: QemuGuest): void {
     this.#guest = guest;
     this.#outputs = guest.outputs;
+    this.#links.attach(guest);
+    this.#balloon = this.#config.balloon ? new QemuBalloon(guest.process, this.#config.memoryBytes) : undefined;
     const output = new Batches((bytes) => {
       if (this.#guest !== guest) return;
       this.#waitingBytes += bytes.length;
@@ -194,26 +242,35 @@ export class QemuMachine implements Machine {
       this.console.deliver(bytes);
     });
     for (const stream of guest.outputs) stream.on('data', (bytes: Buffer) => output.add(bytes));
-    const settle = async (then: () => void) => {
-      if (this.#guest !== guest) return; // reset() put another in its place
-      if (this.#state !== 'closed') this.#state = 'exited';
-      // What the guest printed last is in the sockets: little enough to take in at once, reader or not.
-      for (const stream of guest.outputs) {
-        stream.resume();
-        if (stream.readableEnded || stream.destroyed) continue;
-        await new Promise<void>((resolve) => stream.once('end', resolve).once('close', resolve));
-      }
-      output.flush();
-      this.console.finish();
-      then();
-    };
+    this.#flush = () => output.flush();
+    this.#awaitEnd(guest);
+  }
+
+  #awaitEnd(guest: QemuGuest): void {
     guest.ended.then(
-      (exit) => settle(() => this.#settle.resolve(exit)),
-      (error: unknown) => settle(() => this.#settle.reject(error)),
+      (exit) => this.#end(guest, () => this.#settle.resolve(exit)),
+      (error: unknown) => this.#end(guest, () => this.#settle.reject(error)),
     );
   }
 
-  async #end(): Promise<void> {
+  /** This guest's end is the machine's, unless reset() puts another in its place. */
+  async #end(guest: QemuGuest, then: () => void): Promise<void> {
+    if (this.#guest !== guest || this.#replaced === guest) return;
+    if (this.#state !== 'closed') this.#state = 'exited';
+    // What the guest printed last is in the sockets: little enough to take in at once, reader or not.
+    for (const stream of guest.outputs) {
+      stream.resume();
+      if (stream.readableEnded || stream.destroyed) continue;
+      await new Promise<void>((resolve) => stream.once('end', resolve).once('close', resolve));
+    }
+    this.#flush();
+    await this.#links.end(guest);
+    this.console.finish();
+    then();
+  }
+
+  async #quit(): Promise<void> {
+    this.#stopping = true;
     await this.#guest.quit();
     await this.exited.catch(() => {});
   }
@@ -228,8 +285,6 @@ export class QemuMachine implements Machine {
     );
   }
 }
-
-const dispose = (held: readonly AsyncDisposable[]) => Promise.all(held.map((each) => each[Symbol.asyncDispose]()));
 
 const closed = (operation: string) =>
   new VmmError('CLOSED', `${operation}() on a machine that was closed: create another`, { operation });

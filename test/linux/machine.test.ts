@@ -42,20 +42,10 @@ describe('a machine under a real KVM', () => {
         'nproc; cat /sys/devices/system/cpu/online; grep MemTotal /proc/meminfo; dmesg | grep Fatal || echo fine',
       ],
     });
-    const button = await linuxGuest(join(scratch.path, 'button.cpio'), {
-      modules: ['button', 'evdev'],
-      // The first event of the power button is the key going down.
-      command: [
-        'sh',
-        '-c',
-        'exec 3</dev/input/event0; echo listening; head -c 24 <&3 >/dev/null; echo pressed; poweroff -f',
-      ],
-    });
     const plans: GuestPlan[] = [
       { name: '1 vCPU', options: { ...look, memory: '3G' } },
       { name: '2 vCPUs', options: { ...look, cpus: 2, memory: '6G' } },
       { name: '4 vCPUs', options: { ...look, cpus: 4 } },
-      { name: 'power button', options: button, steps: [{ when: 'listening\n', act: 'powerButton' }] },
     ];
     guests = await bootGuests(plans);
   });
@@ -77,15 +67,6 @@ describe('a machine under a real KVM', () => {
     // The kernel keeps its image, the initramfs' share and 1/64 for page structures to itself.
     expect(totalKib).toBeLessThan(memoryMiB * 1024);
     expect(totalKib).toBeGreaterThan(memoryMiB * 1024 * 0.95 - 64 * 1024);
-  });
-
-  it('is shut down in order by its power button', () => {
-    const { output, exit, error } = guests['power button'];
-    expect({ said: said(output), exit, error }).toEqual({
-      said: ['listening', 'pressed', ''],
-      exit: { reason: 'shutdown' },
-      error: undefined,
-    });
   });
 });
 

@@ -2,10 +2,13 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { BalloonStats, MachineExit, MachineStats, MicroVMOptions } from '../../src/index.js';
+import { execa } from 'execa';
 import { findBusybox } from '../../src/guest/busybox.js';
 import { buildInitramfs, type InitramfsOptions } from '../../src/guest/initramfs.js';
 import { findKernel, type KernelFlavour } from '../../src/guest/kernel.js';
 import { runNested } from './nested.js';
+
+const PROJECT = new URL('../..', import.meta.url);
 
 /** Something to do when the guest has printed a text; each step waits for the one before. */
 export type GuestStep = { when: string } & (
@@ -25,6 +28,12 @@ export type GuestStep = { when: string } & (
   /** Kills the QEMU process whose command line holds a text; returns when the machine has reported it. */
   | { act: 'killQemu'; like: string }
   | { act: 'powerButton' }
+  | { act: 'reset' }
+  /** For a second; what the guest said meanwhile is `saidInPause`. */
+  | { act: 'pause' }
+  /** Random bytes to a socket of the guest, and back: by the program's own stream, and by the Unix socket. */
+  | { act: 'vsock'; port: number; bytes: number }
+  | { act: 'vsockUnix'; path: string; port: number; bytes: number }
   | { act: 'stop' }
   | { act: 'balloon'; target: string }
   /** Waits, a minute at most, until no more than so many bytes of RAM are resident and the balloon has just so many. */
@@ -39,12 +48,16 @@ export interface GuestPlan {
   consoleSize?: { columns: number; rows: number };
   /** Two network cards of type `port`, by index, to be piped together. */
   join?: [number, number];
+  /** A port of the host, whose connections get back what they send. */
+  vsockEcho?: number;
   steps?: GuestStep[];
   /**
    * An HTTP server of the nested host, on its loopback or at `address`, while the guest runs: `/large` is zeros, everything
    * else the body.
    */
   serve?: { address?: string; port: number; body: string; largeBytes?: number };
+  /** Files to be hashed when the guest has ended. */
+  hash?: string[];
   timeoutMs?: number;
 }
 
@@ -58,7 +71,10 @@ export interface GuestReport {
   stats: Record<string, MachineStats>;
   fetched: Record<string, string>;
   balloon: Record<string, BalloonStats>;
-  /** How many bytes came back, by the port's name. */
+  /** SHA-256 of each file of `hash`. */
+  hashes: Record<string, string>;
+  saidInPause?: string;
+  /** How many bytes came back, by the port's name; by `vsock PORT`, `unix PORT`. */
   echoed: Record<string, number>;
   deviceErrors: { device: string; code: string; message: string }[];
   /** What was reported of a killed drive or share. */
@@ -82,12 +98,21 @@ export async function linuxGuest(
   return { kernel: kernel.vmlinuzPath, initrd: path, cmdline: 'quiet' };
 }
 
-/** Boots guests one after another in one process of the nested host. @returns Their reports, by name. */
-export async function bootGuests(plans: GuestPlan[]): Promise<Record<string, GuestReport>> {
-  const { stdout, stderr, exitCode } = await runNested(['node', 'test/linux/programs/boot.mjs'], {
-    stdin: JSON.stringify(plans),
-    timeoutMs: plans.reduce((sum, plan) => sum + Math.max(240_000, 60_000 + (plan.timeoutMs ?? 0)), 60_000),
-  });
+/**
+ * Boots guests one after another in one process: of the nested host, whose KVM runs them, or of this machine, by TCG.
+ * @returns Their reports, by name.
+ */
+export async function bootGuests(
+  plans: GuestPlan[],
+  accel: 'kvm' | 'tcg' = 'kvm',
+): Promise<Record<string, GuestReport>> {
+  const command = ['node', 'test/linux/programs/boot.mjs'];
+  const stdin = JSON.stringify(plans.map((plan) => ({ ...plan, options: { ...plan.options, accel } })));
+  const timeoutMs = plans.reduce((sum, plan) => sum + Math.max(240_000, 60_000 + (plan.timeoutMs ?? 0)), 60_000);
+  const { stdout, stderr, exitCode } =
+    accel === 'kvm'
+      ? await runNested(command, { stdin, timeoutMs })
+      : await execa(command[0], command.slice(1), { input: stdin, timeout: timeoutMs, reject: false, cwd: PROJECT });
   if (exitCode !== 0) throw new Error(`boot.mjs ended with status ${exitCode}:\n${stderr}`);
   return Object.fromEntries((JSON.parse(stdout) as GuestReport[]).map((report) => [report.name, report]));
 }

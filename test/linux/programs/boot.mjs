@@ -1,14 +1,16 @@
 /**
- * Boots guests one after another, in the nested host. Reads a JSON array of `GuestPlan` (test/support/linux-guests.ts)
+ * Boots guests one after another, in the nested host or, under TCG, anywhere. Reads a JSON array of `GuestPlan` (test/support/linux-guests.ts)
  * on stdin, writes an array of `GuestReport` to stdout.
  */
-import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { readdir, readFile } from 'node:fs/promises';
+import { createHash, randomBytes } from 'node:crypto';
 import { createServer } from 'node:http';
+import { connect } from 'node:net';
 import { text } from 'node:stream/consumers';
 import process from 'node:process';
 import { clearTimeout, setTimeout } from 'node:timers';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Buffer } from 'node:buffer';
 import { MicroVM } from 'vmexit';
 
@@ -18,9 +20,11 @@ for (const plan of plans) {
   process.stderr.write(`booting: ${plan.name}\n`);
   reports.push(await run(plan).catch((error) => ({ name: plan.name, output: '', error: String(error.stack) })));
 }
-process.stdout.write(JSON.stringify(reports));
+// Registers of a crash are BigInts.
+const toJson = (_key, value) => (typeof value === 'bigint' ? `0x${value.toString(16)}` : value);
+process.stdout.write(JSON.stringify(reports, toJson));
 
-async function run({ name, options, consoleSize, join, steps = [], serve, timeoutMs = 240_000 }) {
+async function run({ name, options, consoleSize, join, vsockEcho, steps = [], serve, hash = [], timeoutMs = 240_000 }) {
   const server =
     serve &&
     createServer((request, response) =>
@@ -31,13 +35,32 @@ async function run({ name, options, consoleSize, join, steps = [], serve, timeou
   let timer;
   try {
     vm = await MicroVM.create({ accel: 'kvm', ...options });
-    const report = { name, output: '', stats: {}, fetched: {}, echoed: {}, deviceErrors: [], balloon: {} };
+    const report = { name, output: '', stats: {}, fetched: {}, echoed: {}, deviceErrors: [], balloon: {}, hashes: {} };
     const acts = {
       drive: ({ drive, method, args = [] }) => vm.drives[drive][method](...args),
       killDrive: ({ drive }) => killAndRestart(vm.drives[drive], report),
       killShare: ({ share }) => killAndRestart(vm.shares[share], report),
       stats: async (step) => (report.stats[step.as] = await vm.stats()),
       powerButton: () => vm.powerButton(),
+      pause: async () => {
+        await vm.pause();
+        await sleep(200); // what was under way
+        const { length } = report.output;
+        await sleep(1000);
+        report.saidInPause = report.output.slice(length);
+        await vm.resume();
+      },
+      reset: () => vm.reset(),
+      vsock: async ({ port, bytes }) => {
+        const stream = await dial(() => vm.vsock.connect(port));
+        report.echoed[`vsock ${port}`] = await echo(stream, bytes);
+        stream.end();
+      },
+      vsockUnix: async ({ path, port, bytes }) => {
+        const socket = await dial(() => connectUnix(path, port));
+        report.echoed[`unix ${port}`] = await echo(socket, bytes);
+        socket.end();
+      },
       stop: () => vm.stop(),
       balloon: (step) => vm.balloon.setTarget(step.target),
       // When the balloon's numbers are as they should be, or after a minute whatever they are.
@@ -50,7 +73,7 @@ async function run({ name, options, consoleSize, join, steps = [], serve, timeou
             stats.actualBytes === (step.actual ?? stats.actualBytes)
           )
             break;
-          await new Promise((resolve) => setTimeout(resolve, 500));
+          await sleep(500);
         }
       },
       fetch: async (step) => (report.fetched[step.as] = await (await globalThis.fetch(step.url)).text()),
@@ -99,11 +122,16 @@ async function run({ name, options, consoleSize, join, steps = [], serve, timeou
       const [left, right] = join.map((index) => vm.net(index));
       left.pipe(right).pipe(left);
     }
+    if (vsockEcho !== undefined) await vm.vsock.listen(vsockEcho, (stream) => stream.pipe(stream));
     if (consoleSize) await vm.resizeConsole(consoleSize);
     await vm.start();
     report.exit = await vm.exited;
     await acting;
     report.stats.end = await vm.stats();
+    for (const path of hash)
+      report.hashes[path] = createHash('sha256')
+        .update(await readFile(path))
+        .digest('hex');
     return report;
   } finally {
     clearTimeout(timer);
@@ -131,6 +159,31 @@ async function echo(stream, length) {
     if (received >= length) break;
   }
   return received;
+}
+
+/** Connects to a server that the guest may still have to start. */
+async function dial(connect) {
+  for (;;) {
+    try {
+      return await connect();
+    } catch (error) {
+      if (error.errno !== 'ECONNREFUSED') throw error;
+      await sleep(50);
+    }
+  }
+}
+
+/** Connects to a port of the guest by a Unix socket. */
+async function connectUnix(path, port) {
+  const socket = connect({ path, allowHalfOpen: true });
+  socket.write(`CONNECT ${port}\n`);
+  let line = '';
+  for await (const chunk of socket.iterator({ destroyOnReturn: false })) {
+    line += chunk.toString('latin1');
+    if (line.endsWith('\n')) break;
+  }
+  if (/^OK \d+\n$/.test(line)) return socket;
+  throw Object.assign(new Error(`the Unix socket said "${line}"`), { errno: line === '' ? 'ECONNREFUSED' : undefined });
 }
 
 /** Processes that this one started, from whichever thread. */

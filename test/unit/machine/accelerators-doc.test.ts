@@ -45,15 +45,11 @@ describe('docs/accelerators.md', () => {
 
   it.each<[keyof MicroVMOptions, Partial<MicroVMOptions>]>([
     ['cpuTemplate', { cpuTemplate: 'baseline' }],
-    ['consolePorts', { consolePorts: ['a'] }],
     ['drives', { drives: [{ path: 'd', rateLimit: { opsPerSecond: 1 } }] }],
     ['net', { net: [{ type: 'user', rateLimit: { opsPerSecond: 1 } }] }],
     ['net', { net: [{ type: 'port' }] }],
     ['net', { net: [{ type: 'tap', fd: 7 }] }],
-    ['shares', { shares: [{ dir: '/', tag: 't' }] }],
-    ['balloon', { balloon: true }],
     ['testdev', { testdev: true, arch: 'aarch64' }],
-    ['vsock', { vsock: { cid: 3 } }],
     ['devices', { devices: [{ module: 'm', virtio: true }] }],
     ['virtioTransport', { virtioTransport: 'mmio', rng: true }],
   ])('is right that %s is refused where it says so', (option, options) => {
@@ -79,6 +75,15 @@ describe('docs/accelerators.md', () => {
         { type: 'tap', name: 'tap0' },
       ],
       testdev: true,
+    },
+    {
+      consolePorts: ['org.example.agent'],
+      shares: [
+        { dir: '/', tag: 't', readOnly: true },
+        { dir: '/', tag: 'u', backend: 'virtiofsd' },
+      ],
+      balloon: true,
+      vsock: { cid: 3, udsPath: 'v.sock' },
     },
   ])('is right that %j is not', (options) => {
     expect(() => checkSupported(parseOptions({ kernel: 'k', ...options }).config)).not.toThrow();

@@ -1,0 +1,272 @@
+import { execFileSync } from 'node:child_process';
+import { createHash, randomBytes } from 'node:crypto';
+import { existsSync } from 'node:fs';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { guestSetup } from '../../src/cli/guest-setup.js';
+import { ensureInstalled } from '../../src/guest/debian.js';
+import type { BlkCounters } from '../../src/index.js';
+import {
+  bootGuests,
+  linuxGuest,
+  makeRoutable,
+  sharedFolder,
+  type GuestPlan,
+  type GuestReport,
+} from '../support/linux-guests.js';
+
+const MIB = 2 ** 20;
+const DISK_MIB = 4;
+const MEMORY_MIB = 320;
+const PORT = 'org.example.agent';
+const HELLO = 'hello from the host';
+
+/** Looks at each device, and has it carry something there and back. */
+const DEVICES = `
+sum() { sha256sum | cut -c 1-64; }
+echo "cpus: $(nproc), console: $(tty)"
+echo "vda: $(sum </dev/vda), serial $(cat /sys/block/vda/serial), read-only $(cat /sys/block/vda/ro)"
+dd if=/dev/urandom of=/dev/vdb bs=1M count=${DISK_MIB} conv=fsync 2>/dev/null
+echo 3 >/proc/sys/vm/drop_caches
+echo "vdb: $(sum </dev/vdb)"
+echo "hwrng: $(cat /sys/class/misc/hw_random/rng_current), $(head -c 4096 /dev/hwrng | wc -c) bytes"
+
+echo "mac: $(cat /sys/class/net/eth0/address)"
+gateway=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p')
+echo "fetched: $(wget -q -O - http://$gateway:18321/)"
+mkdir /www; echo 'hello from the guest' >/www/index.html; httpd -h /www -p 80
+echo 'httpd: up'; read line
+
+for port in /sys/class/virtio-ports/*; do
+  [ "$(cat $port/name 2>/dev/null)" = ${PORT} ] || continue
+  exec 3<>/dev/$(basename $port)
+  head -c ${MIB} <&3 >/tmp/port & echo 'port: open'; wait $!
+  cat /tmp/port >&3
+done
+read line
+
+vsock-peer echo 1000 1 & vsock-peer echo 1001 1 & echo 'vsock: up'; wait
+dd if=/dev/urandom of=/tmp/data bs=1M count=4 2>/dev/null
+vsock-peer connect 2 2000 </tmp/data | cmp - /tmp/data && echo 'vsock: the same'
+vsock-peer connect 2 2001 </dev/null 2>/dev/null || echo 'vsock: nobody there'
+
+for tag in nine fs; do
+  echo "$tag: $(sum </mnt/$tag/in)"
+  dd if=/dev/urandom of=/mnt/$tag/out-$tag bs=100001 count=7 2>/dev/null; sync
+  echo "$tag: $(sum </mnt/$tag/out-$tag)"
+done
+touch /mnt/still/x 2>/dev/null || echo "still: $(cat /mnt/still/in | sum)"
+
+echo 'balloon: ready'; read line
+
+(while :; do echo tick; sleep 0.05; done) & read line; kill $!
+exit 42
+`;
+
+/** Tells its boots apart by its disk. In the first it leaves files in memory, in the second it waits for the power button. */
+const LIFE = `
+boot=$(($(head -c 1 /dev/vda) + 1))
+echo $boot | dd of=/dev/vda conv=notrunc,fsync 2>/dev/null
+echo "boot $boot: $(ls /tmp | wc -l) files"
+touch /tmp/file
+for event in /dev/input/event*; do (head -c 24 <$event >/dev/null; echo pressed; poweroff -f) & done
+sleep 0.2; echo "boot $boot listens"; wait
+`;
+
+describe.each(['tcg'] as ('kvm' | 'tcg')[])('a MicroVM under %s', (accel) => {
+  let scratch: Awaited<ReturnType<typeof sharedFolder>>;
+  let guests: Record<string, GuestReport>;
+  const content = randomBytes(DISK_MIB * MIB);
+  const path = (name: string) => join(scratch.path, name);
+
+  beforeAll(async () => {
+    await ensureInstalled([{ programs: ['passt'], package: 'passt', code: 'IMAGE_NOT_FOUND' }]);
+    if (accel === 'kvm') await makeRoutable();
+    scratch = await sharedFolder();
+    await writeFile(path('ro.img'), content);
+    await writeFile(path('rw.img'), Buffer.alloc(DISK_MIB * MIB));
+    await mkdir(path('share'));
+    await writeFile(path('share/in'), content);
+    await writeFile(path('life.img'), Buffer.alloc(512, '0'));
+    const source = new URL('programs/vsock-peer.c', import.meta.url).pathname;
+    execFileSync('gcc', ['-static', '-O2', '-Wall', '-Werror', '-o', path('vsock-peer'), source]);
+    guests = await bootGuests([await devicesPlan(), await lifePlan()], accel);
+  });
+
+  afterAll(() => scratch[Symbol.asyncDispose]());
+
+  async function devicesPlan(): Promise<GuestPlan> {
+    const setup = guestSetup({
+      console: 'virtio',
+      drives: 2,
+      nets: 1,
+      rng: true,
+      vsock: true,
+      balloon: true,
+      shares: ['nine', 'still'],
+      virtiofs: ['fs'],
+      transport: 'pci',
+    });
+    const guest = await linuxGuest(path('devices.cpio'), {
+      flavour: 'generic', // has 9p
+      ...setup,
+      files: [...setup.files, { path: '/bin/vsock-peer', bytes: await readFile(path('vsock-peer')), mode: 0o755 }],
+      command: ['sh', '-c', DEVICES],
+    });
+    const go = { act: 'type', text: '\n' } as const;
+    return {
+      name: 'devices',
+      options: {
+        ...guest,
+        cpus: 2,
+        memory: `${MEMORY_MIB}M`,
+        console: 'virtio',
+        consolePorts: ['org.example.unused', PORT],
+        drives: [{ path: path('ro.img'), readOnly: true, serial: 'SERIAL-7' }, { path: path('rw.img') }],
+        net: [{ type: 'user', mac: '52:54:00:12:34:56', forwards: ['18322:80'] }],
+        rng: true,
+        vsock: { cid: 3, udsPath: `/tmp/vsock-${accel}` },
+        shares: [
+          { dir: path('share'), tag: 'nine' },
+          { dir: path('share'), tag: 'still', readOnly: true },
+          { dir: path('share'), tag: 'fs', backend: 'virtiofsd' },
+        ],
+        balloon: true,
+      },
+      vsockEcho: 2000,
+      serve: { port: 18321, body: HELLO },
+      hash: ['ro.img', 'rw.img', 'share/out-nine', 'share/out-fs'].map(path),
+      steps: [
+        { when: 'httpd: up', act: 'fetch', url: 'http://127.0.0.1:18322/', as: 'guest' },
+        { when: 'httpd: up', ...go },
+        { when: 'port: open', act: 'echo', port: PORT, bytes: MIB },
+        { when: 'port: open', ...go },
+        { when: 'vsock: up', act: 'vsock', port: 1000, bytes: 4 * MIB },
+        { when: 'vsock: up', act: 'vsockUnix', path: `/tmp/vsock-${accel}`, port: 1001, bytes: MIB },
+        { when: 'balloon: ready', act: 'balloonStats', as: 'before' },
+        { when: 'balloon: ready', act: 'balloon', target: '64M' },
+        { when: 'balloon: ready', act: 'balloonStats', as: 'inflated', actual: 64 * MIB },
+        { when: 'balloon: ready', act: 'balloon', target: '0' },
+        { when: 'balloon: ready', act: 'balloonStats', as: 'deflated', actual: 0 },
+        { when: 'balloon: ready', act: 'stats', as: 'running' },
+        { when: 'balloon: ready', ...go },
+        { when: 'tick', act: 'pause' },
+        { when: 'tick', ...go },
+      ],
+    };
+  }
+
+  async function lifePlan(): Promise<GuestPlan> {
+    const { modules } = guestSetup({ console: 'serial', drives: 1, nets: 0, rng: false, transport: 'pci' });
+    const guest = await linuxGuest(path('life.cpio'), {
+      modules: [...modules, 'button', 'evdev'],
+      command: ['sh', '-c', LIFE],
+    });
+    return {
+      name: 'life',
+      options: { ...guest, drives: [{ path: path('life.img') }] },
+      steps: [
+        { when: 'boot 1 listens', act: 'reset' },
+        { when: 'boot 2 listens', act: 'powerButton' },
+      ],
+    };
+  }
+
+  it('ends with the status of its command', () => {
+    const { exit, error, output } = guests['devices'];
+    expect({ exit, error }, output).toEqual({ exit: { reason: 'shutdown', debugExit: 42 }, error: undefined });
+    expect(output).toContain('cpus: 2, console: /dev/hvc0\n');
+  });
+
+  it('reads one disk and writes another, to the last byte', () => {
+    const { output, hashes } = guests['devices'];
+    const sum = createHash('sha256').update(content).digest('hex');
+    expect(output).toContain(`vda: ${sum}, serial SERIAL-7, read-only 1\n`);
+    expect(hashes[path('ro.img')]).toBe(sum);
+    expect(output).toContain(`vdb: ${hashes[path('rw.img')]}\n`);
+  });
+
+  it('draws entropy from the host', () => {
+    expect(guests['devices'].output).toMatch(/^hwrng: virtio_rng\S*, 4096 bytes$/m);
+  });
+
+  it('reaches the host by its network, and is reached', () => {
+    const { output, fetched } = guests['devices'];
+    expect(output).toContain('mac: 52:54:00:12:34:56\n');
+    expect(output).toContain(`fetched: ${HELLO}\n`);
+    expect(fetched['guest']).toBe('hello from the guest\n');
+  });
+
+  it('talks by a named port of its console', () => {
+    expect(guests['devices'].echoed[PORT]).toBe(MIB);
+  });
+
+  it('talks by sockets to the program and to its tools, both ways', () => {
+    const { echoed, output } = guests['devices'];
+    expect(echoed).toMatchObject({ 'vsock 1000': 4 * MIB, 'unix 1001': MIB });
+    expect(output).toContain('vsock: the same\n');
+    expect(output).toContain('vsock: nobody there\n');
+  });
+
+  it('stands still while it is paused', () => {
+    expect(guests['devices'].saidInPause).toBe('');
+  });
+
+  it('starts over with new memory when it is reset, and is shut down in order by its power button', () => {
+    const { exit, error, output } = guests['life'];
+    expect({ exit, error }, output).toEqual({ exit: { reason: 'shutdown' }, error: undefined });
+    expect(output).toMatch(/boot 1: 0 files\r?\n/);
+    expect(output).toMatch(/boot 2: 0 files\r?\n/);
+    expect(output).toMatch(/boot 2 listens\r?\n[^]*pressed/);
+    expect(output).not.toContain('boot 3');
+  });
+
+  it.each(['nine', 'fs'])('reads and writes a directory of the host: %s', (tag) => {
+    const { output, hashes } = guests['devices'];
+    const sum = createHash('sha256').update(content).digest('hex');
+    expect(output).toContain(`${tag}: ${sum}\n${tag}: ${hashes[path(`share/out-${tag}`)]}\n`);
+  });
+
+  it('does not write to a directory that it may only read', () => {
+    const sum = createHash('sha256').update(content).digest('hex');
+    expect(guests['devices'].output).toContain(`still: ${sum}\n`);
+    expect(existsSync(path('share/x'))).toBe(false);
+  });
+
+  it('gives memory up to its balloon, and takes it back', () => {
+    const { before, inflated, deflated } = guests['devices'].balloon;
+    expect(before).toMatchObject({ targetBytes: 0, actualBytes: 0 });
+    expect(inflated).toMatchObject({ targetBytes: 64 * MIB, actualBytes: 64 * MIB });
+    expect(deflated).toMatchObject({ targetBytes: 0, actualBytes: 0 });
+    expect(before.guest!.freeBytes! - inflated.guest!.freeBytes!).toBeGreaterThan(50 * MIB);
+    expect(deflated.guest!.freeBytes! - inflated.guest!.freeBytes!).toBeGreaterThan(50 * MIB);
+    expect(before.residentBytes).toBeGreaterThan(32 * MIB);
+    expect(before.residentBytes).toBeLessThanOrEqual(MEMORY_MIB * MIB);
+  });
+
+  it('counts what its devices do', () => {
+    const { devices, memoryBytes } = guests['devices'].stats['running'];
+    expect(memoryBytes).toBe(MEMORY_MIB * MIB);
+    const names = Object.entries(devices).map(([id, { name, failures }]) => [id, name, failures]);
+    expect(Object.fromEntries(names.map(([id, name]) => [id, name]))).toEqual({
+      console: 'virtio-console',
+      drive0: 'virtio-blk',
+      drive1: 'virtio-blk',
+      net0: 'virtio-net',
+      share0: 'virtio-9p',
+      share1: 'virtio-9p',
+      share2: 'vhost-user-fs',
+      rng: 'virtio-rng',
+      balloon: 'virtio-balloon',
+      vsock: 'virtio-vsock',
+    });
+    expect(names.filter(([, , failures]) => failures !== 0)).toEqual([]);
+    const [read, written] = ['drive0', 'drive1'].map((id) => devices[id].counters as unknown as BlkCounters);
+    expect(read).toMatchObject({ writes: 0, bytesWritten: 0, errors: { backend: 0, outOfRange: 0 } });
+    expect(read.bytesRead).toBeGreaterThanOrEqual(DISK_MIB * MIB);
+    expect(written.bytesWritten).toBeGreaterThanOrEqual(DISK_MIB * MIB);
+    expect(written.flushes).toBeGreaterThan(0);
+    expect(devices['vsock'].counters).toMatchObject({ connections: 0 });
+  });
+});
