@@ -32,7 +32,14 @@ async function boot(options: Partial<InitramfsOptions>, type: [prompt: RegExp, t
   const args = [
     ...['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot'],
     ...['-machine', 'q35', '-accel', 'tcg', '-cpu', 'max', '-m', '256M', '-serial', 'stdio'],
-    ...['-kernel', kernel.vmlinuzPath, '-initrd', initrdPath, '-append', 'console=ttyS0 quiet loglevel=1 panic=-1 no_timer_check'],
+    ...[
+      '-kernel',
+      kernel.vmlinuzPath,
+      '-initrd',
+      initrdPath,
+      '-append',
+      'console=ttyS0 quiet loglevel=1 panic=-1 no_timer_check',
+    ],
     ...['-device', `isa-debug-exit,iobase=${DEBUG_EXIT_PORT},iosize=4`],
   ];
   const qemu = spawn(qemuPath, args, { stdio: ['pipe', 'pipe', 'inherit'], timeout: 60_000, killSignal: 'SIGKILL' });
