@@ -2,7 +2,6 @@ import { VmmError } from '../errors.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
 import { writeBootParams } from './boot-params.js';
 import { isBzImage, parseBzImage, type BzImage } from './bzimage.js';
-import { unpackPayload } from './decompress.js';
 import { buildE820, type E820Entry } from './e820.js';
 import { isElf, parseElf, type ElfImage } from './elf.js';
 import { prepareLongMode, prepareProtectedMode, type EntryState } from './entry.js';
@@ -87,6 +86,8 @@ export async function loadLinux(
 
 async function vmlinuxInside(image: BzImage): Promise<{ elf: ElfImage } | { reason: string }> {
   if (!image.payload) return { reason: 'its header names no payload' };
+  // Loaded when it is needed: a bzImage unpacks itself.
+  const { unpackPayload } = await import('./decompress.js');
   const unpacked = await unpackPayload(image.payload, image.runtimeBytes);
   if ('reason' in unpacked) return unpacked;
   try {

@@ -1,21 +1,11 @@
-import { FileBackend } from '../backends/local/file.js';
-import { ShareServer } from '../backends/local/share/server.js';
-import { VsockSocket } from '../backends/local/vsock-socket.js';
-import { PortNetwork } from '../backends/net/port.js';
-import { TapNetwork } from '../backends/net/tap.js';
-import { UserNetwork } from '../backends/net/user.js';
-import { VhostUserDevice, type VhostUserDeviceConfig } from '../backends/vhost-user/device.js';
-import { vhostUserBlk, vhostUserFs, type VhostUserKind } from '../backends/vhost-user/kinds.js';
-import { Virtio9p } from '../devices/virtio/9p/9p.js';
-import { VirtioBalloon, type VirtioBalloonConfig } from '../devices/virtio/balloon/balloon.js';
-import { VirtioBlk } from '../devices/virtio/blk/blk.js';
-import { VirtioConsole, type ConsoleSize } from '../devices/virtio/console/console.js';
+import type { VsockSocket } from '../backends/local/vsock-socket.js';
+import type { VhostUserDeviceConfig } from '../backends/vhost-user/device.js';
+import type { VhostUserKind } from '../backends/vhost-user/kinds.js';
+import type { VirtioBalloon, VirtioBalloonConfig } from '../devices/virtio/balloon/balloon.js';
+import type { ConsoleSize, VirtioConsole } from '../devices/virtio/console/console.js';
 import type { PortOutput } from '../devices/virtio/console/port.js';
 import type { NetBackend } from '../devices/virtio/net/backend.js';
-import { VirtioNet } from '../devices/virtio/net/net.js';
-import { VirtioRng } from '../devices/virtio/rng/rng.js';
 import type { VsockAcceptor } from '../devices/virtio/vsock/backend.js';
-import { VirtioVsock } from '../devices/virtio/vsock/vsock.js';
 import { VmmError } from '../errors.js';
 import type { VirtioDevice } from '../virtio/device.js';
 import type { DriveConfig, MachineConfig, NetConfig, ShareConfig, VsockConfig } from './machine.js';
@@ -54,7 +44,10 @@ export interface NamedDevice {
   device: VirtioDevice;
 }
 
-/** The virtio devices that a configuration asks for, on their opened backends. */
+/**
+ * The virtio devices that a configuration asks for, on their opened backends. The classes are loaded as they are wanted:
+ * most machines have few of them, and a machine's start waits for all that it loads.
+ */
 export class VirtioDevices {
   readonly list: NamedDevice[] = [];
   /** The device of the guest's console, where that is a virtio one. */
@@ -67,13 +60,13 @@ export class VirtioDevices {
   static async open(config: MachineConfig, links: DeviceLinks): Promise<VirtioDevices> {
     const devices = new VirtioDevices(links);
     try {
-      devices.#addConsole(config.console === 'virtio');
+      await devices.#addConsole(config.console === 'virtio');
       for (const [index, drive] of config.drives.entries()) await devices.#addDrive(index, drive, config.cpus);
       for (const [index, net] of config.net.entries()) await devices.#addNet(index, net);
       for (const [index, share] of config.shares.entries()) await devices.#addShare(index, share);
-      if (config.rng) devices.#add('rng', new VirtioRng());
+      if (config.rng) await devices.#addRng();
       if (config.vsock) await devices.#addVsock(config.vsock, links.vsock);
-      if (config.balloon) devices.#add('balloon', (devices.balloon = new VirtioBalloon(links)));
+      if (config.balloon) await devices.#addBalloon();
       for (const [index, { socket, kind }] of config.vhostUser.entries()) {
         await devices.#addVhostUser(`vhostUser${index}`, socket, kind);
       }
@@ -99,9 +92,10 @@ export class VirtioDevices {
     this.list.push({ id, device });
   }
 
-  #addConsole(isConsole: boolean): void {
+  async #addConsole(isConsole: boolean): Promise<void> {
     const { console, consoleSize, ports } = this.#links;
     if (!isConsole && ports.length === 0) return;
+    const { VirtioConsole } = await import('../devices/virtio/console/console.js');
     const device = new VirtioConsole({
       ports: [...(isConsole ? [console] : []), ...ports.map(({ config }) => config)],
       ...(consoleSize && { size: consoleSize }),
@@ -111,20 +105,37 @@ export class VirtioDevices {
     this.#add('console', device);
   }
 
+  async #addRng(): Promise<void> {
+    const { VirtioRng } = await import('../devices/virtio/rng/rng.js');
+    this.#add('rng', new VirtioRng());
+  }
+
+  async #addBalloon(): Promise<void> {
+    const { VirtioBalloon } = await import('../devices/virtio/balloon/balloon.js');
+    this.balloon = new VirtioBalloon(this.#links);
+    this.#add('balloon', this.balloon);
+  }
+
   async #addDrive(index: number, drive: DriveConfig, cpus: number): Promise<void> {
     const id = `drive${index}`;
     const { readOnly } = drive;
     switch (drive.backend) {
       case 'local': {
         const { path, serial, rateLimit } = drive;
+        const [{ FileBackend }, { VirtioBlk }] = await Promise.all([
+          import('../backends/local/file.js'),
+          import('../devices/virtio/blk/blk.js'),
+        ]);
         const backend = await FileBackend.open({ path, readOnly });
         this.#backends.push(backend);
         const options = { ...(serial !== undefined && { serial }), ...(rateLimit && { rateLimit }) };
         this.#add(id, new VirtioBlk({ backend, readOnly, queues: cpus, ...options }));
         return;
       }
-      case 'vhost-user':
+      case 'vhost-user': {
+        const { vhostUserBlk } = await import('../backends/vhost-user/kinds.js');
         return this.#addVhostUser(id, drive.path, vhostUserBlk(cpus), { hasInflight: true });
+      }
       case 'qemu':
         throw new VmmError('INVALID_STATE', "a disk of QEMU's has to be served by then");
     }
@@ -135,14 +146,20 @@ export class VirtioDevices {
     const { tag } = share;
     switch (share.backend) {
       case 'local': {
+        const [{ ShareServer }, { Virtio9p }] = await Promise.all([
+          import('../backends/local/share/server.js'),
+          import('../devices/virtio/9p/9p.js'),
+        ]);
         const server = await ShareServer.open(share);
         this.#backends.push(server);
         this.#add(id, new Virtio9p({ server, tag }));
         return;
       }
-      case 'vhost-user':
+      case 'vhost-user': {
+        const { vhostUserFs } = await import('../backends/vhost-user/kinds.js');
         // As ours is started. What a dead one left undone the next one refuses, and so nobody waits for it for ever.
         return this.#addVhostUser(id, share.path, vhostUserFs(tag), { inOrder: true });
+      }
       case 'virtiofsd':
         throw new VmmError('INVALID_STATE', "a share of virtiofsd's has to be served by then");
     }
@@ -154,6 +171,7 @@ export class VirtioDevices {
     kind: VhostUserKind,
     recovery: Pick<VhostUserDeviceConfig, 'inOrder' | 'hasInflight'> = {},
   ): Promise<void> {
+    const { VhostUserDevice } = await import('../backends/vhost-user/device.js');
     const device = await VhostUserDevice.connect({
       ...kind,
       ...recovery,
@@ -170,6 +188,7 @@ export class VirtioDevices {
     const { mac, mtu, rateLimit } = net;
     const backend = await this.#openNetwork(index, net);
     this.#backends.push(backend);
+    const { VirtioNet } = await import('../devices/virtio/net/net.js');
     const device = new VirtioNet({
       backend,
       ...(mac !== undefined && { mac }),
@@ -180,14 +199,19 @@ export class VirtioDevices {
     this.#add(id, device);
   }
 
-  #openNetwork(index: number, net: NetConfig): NetBackend | Promise<NetBackend> {
+  async #openNetwork(index: number, net: NetConfig): Promise<NetBackend> {
     const mtu = net.mtu === undefined ? {} : { mtu: net.mtu };
     switch (net.type) {
-      case 'user':
+      case 'user': {
+        const { UserNetwork } = await import('../backends/net/user.js');
         return UserNetwork.start({ forwards: net.forwards, ...mtu });
-      case 'tap':
+      }
+      case 'tap': {
+        const { TapNetwork } = await import('../backends/net/tap.js');
         return new TapNetwork({ ...net, ...mtu });
+      }
       case 'port': {
+        const { PortNetwork } = await import('../backends/net/port.js');
         const network = new PortNetwork(mtu);
         this.#links.netPorts.get(index)?.attach(network);
         return network;
@@ -196,11 +220,13 @@ export class VirtioDevices {
   }
 
   async #addVsock({ cid, udsPath }: VsockConfig, ports: VsockPorts): Promise<void> {
+    const { VirtioVsock } = await import('../devices/virtio/vsock/vsock.js');
     let socket: VsockSocket | undefined;
     // What the program does not listen for may be for a tool.
     const onRequest: VsockAcceptor = (request) => ports.accept(request) || (socket?.offer(request) ?? false);
     const device = new VirtioVsock({ cid, onRequest });
     if (udsPath !== undefined) {
+      const { VsockSocket } = await import('../backends/local/vsock-socket.js');
       socket = await VsockSocket.listen({ path: udsPath, connect: (port) => device.connect(port) });
       this.#backends.push(socket);
     }

@@ -1,4 +1,4 @@
-import { RemotePciDevice } from '../backends/qemu/remote-pci/device.js';
+import type { RemotePciDevice } from '../backends/qemu/remote-pci/device.js';
 import type { VmmError } from '../errors.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
 import type { DeviceConfig } from './machine.js';
@@ -24,6 +24,7 @@ export async function openRemoteDevices(
   const starts = configs
     .filter((config) => config.type === 'qemu-pci')
     .map(async ({ id, ...config }): Promise<RemoteDevice> => {
+      const { RemotePciDevice } = await import('../backends/qemu/remote-pci/device.js');
       const device = await RemotePciDevice.start({ ...config, memory, onFailure: (error) => onDeviceError(id, error) });
       return { id, device };
     });

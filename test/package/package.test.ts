@@ -1,11 +1,12 @@
 /** The package as its users get it: packed, installed in an empty project, imported, required, type-checked, run. */
 import { execa, type Options } from 'execa';
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { firmware } from '../support/firmware.js';
+import { assembleKernel } from '../support/kernel.js';
 import { describeKvm } from '../support/kvm.js';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
@@ -30,9 +31,12 @@ beforeAll(async () => {
   files = packed.map(({ path }) => path);
   writeFileSync(join(project, 'package.json'), JSON.stringify({ name: 'user', version: '1.0.0', private: true }));
   await inProject('npm', ['install', '--no-audit', '--no-fund', '--prefer-offline', join(scratch, filename)]);
+  // The rest of `prepare`.
+  const dist = join(project, 'node_modules/vmexit/dist');
+  await execa(join(BIN, 'tsx'), [join(ROOT, 'scripts/bundle-worker.ts'), dist], { cwd: ROOT });
 }, 300_000);
 
-afterAll(() => rmSync(scratch, { recursive: true, force: true }));
+afterAll(() => rmSync(scratch, { recursive: true, force: true }), 60_000);
 
 /** Runs firmware/hello.S; the code is a program in JavaScript. */
 const program = (load: string) => `
@@ -144,6 +148,40 @@ describeKvm('the installed package', () => {
     writeFileSync(join(project, 'guest.cjs'), program(`const { Kvm } = require('vmexit/kvm');`));
     const { stdout } = await inProject('node', ['guest.cjs']);
     expect(stdout).toBe('Test OK');
+  });
+
+  it('runs machines in a worker of few files, with devices of theirs and of the user', async () => {
+    const kernel = assembleKernel(
+      [0x3f8, 0x700, 0xf4].map((port) => `mov dx, ${port}\nmov al, '+'\nout dx, al\n`).join('') + 'jmp .\n',
+    );
+    writeFileSync(
+      join(project, 'device.mjs'),
+      `import { VmmError } from 'vmexit';
+       export default class {
+         name = 'mine';
+         constructor(config, host) { this.host = host; }
+         read() { return 0; }
+         write() { this.host.fail(new VmmError('SYSCALL', 'no more paper')); }
+         reset() {}
+       }`,
+    );
+    writeFileSync(
+      join(project, 'machine.mjs'),
+      `import { MicroVM } from 'vmexit';
+       const module = new URL('device.mjs', import.meta.url).href;
+       const vm = await MicroVM.create({
+         ...{ kernel: ${JSON.stringify(kernel)}, accel: 'kvm', memory: '16M', rng: true, drives: [], balloon: true },
+         devices: [{ id: 'printer', module, ports: { base: 0x700, count: 1 } }],
+       });
+       vm.on('deviceError', ({ device, error }) => console.log(device, error.code, error.message));
+       await vm.start();
+       const { debugExit } = await vm.exited;
+       console.log(debugExit, Object.keys((await vm.stats()).devices).join());
+       await vm.close();`,
+    );
+    const { stdout } = await inProject('node', ['machine.mjs']);
+    expect(stdout).toBe('printer SYSCALL no more paper\n43 rng,balloon');
+    expect(readdirSync(join(project, 'node_modules/vmexit/dist/machine')).join()).toContain('kvm-worker-part-');
   });
 });
 
