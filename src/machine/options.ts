@@ -335,7 +335,7 @@ export interface MicroVMOptions {
   cmdline?: string | undefined;
   /** Virtual CPUs, 1 to 32 under KVM, to 255 under TCG. Default 1. */
   cpus?: number | undefined;
-  /** 2: two vCPUs are threads of one core. `cpus` must be even then. Default 1. */
+  /** 2: two vCPUs are threads of one core. `cpus` must be even then. Default 1. Under KVM. */
   threadsPerCore?: 1 | 2 | undefined;
   /**
    * What the guest's processors can do: `host`, the default: all that this host's KVM supports. `baseline`: what every

@@ -13,6 +13,8 @@ interface Refusal {
 
 /** docs/accelerators.md is held against this list. */
 export const REFUSED_UNDER_TCG: readonly Refusal[] = [
+  // TCG's processor, an AMD, shows no threads.
+  { option: 'threadsPerCore', asked: ({ threadsPerCore }) => threadsPerCore !== 1 },
   { option: 'cpuTemplate', what: "`'baseline'`", asked: ({ cpuTemplate }) => cpuTemplate !== 'host' },
   { option: 'drives', what: '`rateLimit`', asked: ({ drives }) => drives.some((drive) => 'rateLimit' in drive) },
   { option: 'net', what: '`rateLimit`', asked: ({ net }) => net.some((card) => card.rateLimit !== undefined) },

@@ -44,6 +44,7 @@ describe('docs/accelerators.md', () => {
   });
 
   it.each<[keyof MicroVMOptions, Partial<MicroVMOptions>]>([
+    ['threadsPerCore', { cpus: 2, threadsPerCore: 2 }],
     ['cpuTemplate', { cpuTemplate: 'baseline' }],
     ['drives', { drives: [{ path: 'd', rateLimit: { opsPerSecond: 1 } }] }],
     ['net', { net: [{ type: 'user', rateLimit: { opsPerSecond: 1 } }] }],
