@@ -39,14 +39,16 @@ export class QemuGuest {
   #cause: QmpShutdownCause | 'halt' | 'quit' | undefined;
   #crashSite: Promise<CrashReport | undefined> = Promise.resolve(undefined);
   readonly #arch: GuestArch;
+  readonly #accel: Accelerator;
   readonly #config: MachineConfig;
   /** The last that QEMU said: when the guest has ended, nobody can be asked any more. */
   #diskCounters: Record<string, QemuBlkCounters> = {};
   #lastDebugByte: number | undefined;
   #haltPoll: NodeJS.Timeout | undefined;
 
-  private constructor(config: MachineConfig, process: QemuProcess, served: ServedDevices) {
+  private constructor(config: MachineConfig, accel: Accelerator, process: QemuProcess, served: ServedDevices) {
     this.#arch = config.arch;
+    this.#accel = accel;
     this.#config = config;
     this.process = process;
     this.served = served;
@@ -88,7 +90,7 @@ export class QemuGuest {
         ...options,
       });
       served.handOver();
-      return new QemuGuest(config, process, served);
+      return new QemuGuest(config, platform.accel, process, served);
     } catch (error) {
       await served.close();
       throw error;
@@ -103,8 +105,9 @@ export class QemuGuest {
 
   async run(): Promise<void> {
     await this.#command('cont');
-    // Only an x86 CPU says that nothing will wake it.
-    if (this.#arch === 'x86_64') this.#haltPoll ??= setInterval(() => void this.#pollHalt(), HALT_POLL_MS).unref();
+    // Only an x86 CPU says that nothing will wake it; and only by TCG is it asked at no cost to the guest.
+    if (this.#arch === 'x86_64' && this.#accel === 'tcg')
+      this.#haltPoll ??= setInterval(() => void this.#pollHalt(), HALT_POLL_MS).unref();
   }
 
   async pause(): Promise<void> {

@@ -1,23 +1,54 @@
-import { mkdtemp, rm } from 'node:fs/promises';
+import { execa } from 'execa';
+import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { ensureInstalled, QEMU_X86 } from '../../src/guest/debian.js';
+import { findKernel } from '../../src/guest/kernel.js';
 import { findOvmf } from '../../src/guest/ovmf.js';
 import { MicroVM } from '../../src/machine/microvm.js';
+import type { MicroVMOptions } from '../../src/machine/options.js';
 import { makeGrubDisk, MARKER } from '../support/grub-disk.js';
+import { runNested } from '../support/nested.js';
+
+const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 
 let directory: string;
+let temporary: string;
+/** One that does, line by line, what it is told, and one that ends with status 9. */
 let disk: string;
+let brief: string;
 
 beforeAll(async () => {
   await ensureInstalled([QEMU_X86, { programs: ['qemu-img'], package: 'qemu-utils' }]);
   await findOvmf();
   directory = await mkdtemp(join(tmpdir(), 'vmexit-test-'));
-  disk = await makeGrubDisk(directory, 'while read -r line; do eval "$line"; done');
+  await mkdir((temporary = join(directory, 'tmp')));
+  disk = await makeGrubDisk(join(directory, 'disk'), 'while read -r line; do eval "$line"; done');
+  const raw = await makeGrubDisk(join(directory, 'brief'), 'exit 9');
+  brief = join(directory, 'brief.qcow2');
+  await execa('qemu-img', ['convert', '-O', 'qcow2', raw, brief]);
 });
 
 afterAll(() => rm(directory, { recursive: true, force: true }));
+
+/** A machine of QEMU's under TCG, started. */
+async function boot(options: MicroVMOptions) {
+  const vm = await MicroVM.create({ accel: 'tcg', ...options });
+  let text = '';
+  vm.console.on('data', (bytes: Buffer) => {
+    text += bytes.toString('latin1');
+  });
+  await vm.start();
+  return {
+    vm,
+    said: (words: string) => expect.poll(() => text, { timeout: 120_000, interval: 50 }).toContain(words),
+    forget: () => void (text = ''),
+    tell: (line: string) => void vm.console.write(`${line}\n`),
+    [Symbol.asyncDispose]: () => vm.close(),
+  };
+}
 
 describe('a disk with GRUB', () => {
   it.each([
@@ -25,16 +56,98 @@ describe('a disk with GRUB', () => {
     ['q35', 'ovmf', 'Standard PC (Q35 + ICH9, 2009), EFI'],
     ['pc', 'seabios', 'Standard PC (i440FX + PIIX, 1996), BIOS'],
   ] as const)('boots on a %s by %s', async (machine, firmware, board) => {
-    await using vm = await MicroVM.create({ machine, firmware, accel: 'tcg', drives: [{ path: disk }] });
-    let text = '';
-    vm.console.on('data', (bytes: Buffer) => {
-      text += bytes.toString('latin1');
+    await using guest = await boot({ machine, firmware, drives: [{ path: disk }] });
+    await guest.said(`GRUB on ${firmware === 'ovmf' ? 'efi' : 'pc'}`);
+    await guest.said(`${MARKER}: ${board}\n`);
+    guest.tell('exit 9');
+    expect(await guest.vm.exited).toEqual({ reason: 'shutdown', debugExit: 9 });
+  });
+
+  it('finds what it told OVMF after a reset, and not on another machine', async () => {
+    const variable = '/sys/firmware/efi/efivars/Kept-5a7e5a6e-4f1c-4b5b-9d0b-0d6f6e1f2a3b';
+    const look = `mount -t efivarfs efivarfs /sys/firmware/efi/efivars; echo "kept: <$(tail -c +5 ${variable} 2>/dev/null)>"`;
+    const options: MicroVMOptions = { machine: 'q35', firmware: 'ovmf', drives: [{ path: disk }] };
+    await using guest = await boot(options);
+    await guest.said(MARKER);
+    guest.tell(look);
+    await guest.said('kept: <>');
+    // Attributes first: non-volatile, for the boot services and for the system (UEFI 2.10, 8.2).
+    guest.tell(`printf '\\007\\000\\000\\000here' >${variable} && echo written`);
+    await guest.said('written');
+    guest.forget();
+    await guest.vm.reset();
+    await guest.said(MARKER);
+    guest.tell(look);
+    await guest.said('kept: <here>');
+    await guest.vm.close();
+
+    await using other = await boot(options);
+    await other.said(MARKER);
+    other.tell(look);
+    await other.said('kept: <>');
+  });
+
+  it('is booted by the command line, in qcow2, which leaves nothing behind', async () => {
+    const args = ['run', '--machine', 'q35', '--firmware', 'ovmf', '--accel', 'tcg', '--drive', brief];
+    const env = { TMPDIR: temporary };
+    const { stdout, exitCode } = await execa(process.execPath, [MAIN, ...args], {
+      reject: false,
+      stdin: 'ignore',
+      env,
     });
-    const said = (pattern: string) => expect.poll(() => text, { timeout: 120_000, interval: 50 }).toContain(pattern);
-    await vm.start();
-    await said(`GRUB on ${firmware === 'ovmf' ? 'efi' : 'pc'}`);
-    await said(`${MARKER}: ${board}\n`);
-    vm.console.write('exit 9\n');
-    expect(await vm.exited).toEqual({ reason: 'shutdown', debugExit: 9 });
+    expect(stdout).toContain(`${MARKER}: Standard PC (Q35 + ICH9, 2009), EFI`);
+    expect(exitCode).toBe(9);
+    expect(await readdir(temporary)).toEqual([]);
+  });
+});
+
+describe('vmexit run --machine', () => {
+  const vmexit = (...args: string[]) =>
+    execa(process.execPath, [MAIN, 'run', ...args], { reject: false, stdin: 'ignore' });
+
+  it('runs a COMMAND on a pc, by firmware too', async () => {
+    const script = 'cat /sys/class/dmi/id/product_name; ls -d /sys/firmware/efi; exit 5';
+    const args = ['--machine', 'pc', '--firmware', 'ovmf', '--accel', 'tcg', '--', 'sh', '-c', script];
+    expect(await vmexit(...args)).toMatchObject({
+      stdout: 'Standard PC (i440FX + PIIX, 1996)\n/sys/firmware/efi',
+      exitCode: 5,
+    });
+  });
+
+  it.each([
+    ['firmware: a microvm boots a kernel', 2, ['--firmware', 'ovmf', '--', 'true']],
+    ['machine: q35 is for a guest of x86_64', 2, ['--machine', 'q35', '--arch', 'aarch64', '--', 'true']],
+    ['firmware: /none is no file', 1, ['--machine', 'q35', '--accel', 'tcg', '--firmware', '/none', '--', 'true']],
+  ])('refuses with "%s …"', async (message, status, args) => {
+    const { stderr, exitCode } = await vmexit(...args);
+    expect(stderr).toContain(message);
+    expect(exitCode).toBe(status);
+  });
+});
+
+describe('KVM in the hands of QEMU', () => {
+  const nested = (...args: string[]) => runNested(['node', 'dist/cli/main.js', ...args], { timeoutMs: 300_000 });
+
+  // By SeaBIOS alone: OVMF ends the emulator of the nested host (docs/nested.md).
+  it('boots a disk on a host whose KVM is sound', async () => {
+    const args = ['--machine', 'q35', '--drive', brief, '--stats', '--json'];
+    const { stdout, stderr, exitCode } = await nested('run', ...args);
+    expect(stdout).toContain(`${MARKER}: Standard PC (Q35 + ICH9, 2009), BIOS`);
+    expect(exitCode).toBe(9);
+    expect(JSON.parse(stderr)).toMatchObject({ accel: 'kvm', accelReason: expect.stringContaining('QEMU') as string });
+  });
+
+  it('runs a COMMAND there, and is called sound by vmexit doctor', async () => {
+    const script = 'cat /sys/class/dmi/id/product_name; exit 7';
+    const { vmlinuzPath } = await findKernel({ flavour: 'generic' }); // it has /dev/port: docs/nested.md
+    const args = ['--accel', 'kvm', '--machine', 'pc', '--kernel', vmlinuzPath, '--', 'sh', '-c', script];
+    const { stdout, stderr, exitCode } = await nested('run', ...args);
+    expect({ stderr, stdout, exitCode }).toEqual({
+      stderr: '',
+      stdout: 'Standard PC (i440FX + PIIX, 1996)\n',
+      exitCode: 7,
+    });
+    const { verdicts } = JSON.parse((await nested('doctor', '--json')).stdout) as { verdicts: unknown };
+    expect(verdicts).toMatchObject({ qemuKvm: { usable: true } });
   });
 });

@@ -39,9 +39,11 @@ export async function makeGrubDisk(directory: string, script: string): Promise<s
   await mkdir(join(tree, 'boot/grub'), { recursive: true });
   const say = `echo "${MARKER}: $(cat /sys/class/dmi/id/product_name), $([ -d /sys/firmware/efi ] && echo EFI || echo BIOS)"`;
   const command = ['sh', '-c', `${say}; ${script}`];
-  const initramfs = await buildInitramfs({ busyboxPath: await findBusybox(), command });
+  const { vmlinuzPath, modulesDir } = await findKernel({ flavour: 'generic' }); // it has /dev/port: docs/nested.md
+  const modules = ['efivarfs'];
+  const initramfs = await buildInitramfs({ busyboxPath: await findBusybox(), command, modules, modulesDir });
   await Promise.all([
-    copyFile((await findKernel()).vmlinuzPath, join(tree, 'boot/vmlinuz')),
+    copyFile(vmlinuzPath, join(tree, 'boot/vmlinuz')),
     writeFile(join(tree, 'boot/initrd'), initramfs),
     writeFile(join(tree, 'boot/grub/grub.cfg'), GRUB_CFG),
   ]);
