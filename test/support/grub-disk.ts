@@ -4,7 +4,7 @@ import { execa } from 'execa';
 import { findBusybox } from '../../src/guest/busybox.js';
 import { ensureInstalled } from '../../src/guest/debian.js';
 import { buildInitramfs } from '../../src/guest/initramfs.js';
-import { findKernel } from '../../src/guest/kernel.js';
+import { findKernel, type KernelFlavour } from '../../src/guest/kernel.js';
 
 /** For the console: what firmware this is, and on what board. */
 export const MARKER = 'booted from disk';
@@ -27,7 +27,11 @@ boot
  *
  * @param directory Where it is made. @returns Its path.
  */
-export async function makeGrubDisk(directory: string, script: string): Promise<string> {
+export async function makeGrubDisk(
+  directory: string,
+  script: string,
+  flavour: KernelFlavour = 'cloud',
+): Promise<string> {
   await ensureInstalled([
     { programs: ['grub-mkrescue'], package: 'grub-common' },
     { programs: ['/usr/lib/grub/i386-pc/modinfo.sh'], package: 'grub-pc-bin' },
@@ -39,7 +43,7 @@ export async function makeGrubDisk(directory: string, script: string): Promise<s
   await mkdir(join(tree, 'boot/grub'), { recursive: true });
   const say = `echo "${MARKER}: $(cat /sys/class/dmi/id/product_name), $([ -d /sys/firmware/efi ] && echo EFI || echo BIOS)"`;
   const command = ['sh', '-c', `${say}; ${script}`];
-  const { vmlinuzPath, modulesDir } = await findKernel({ flavour: 'generic' }); // it has /dev/port: docs/nested.md
+  const { vmlinuzPath, modulesDir } = await findKernel({ flavour });
   const modules = ['efivarfs'];
   const initramfs = await buildInitramfs({ busyboxPath: await findBusybox(), command, modules, modulesDir });
   await Promise.all([
