@@ -11,8 +11,8 @@ import { QueueSetup } from '../../../src/virtio/queue/state.js';
 const SIZE = 16;
 const RAM_BYTES = 0x10000;
 /** Go on until both outcomes were seen often, however the threads are scheduled. */
-const ENOUGH_CHAINS = 5000;
-const ENOUGH_FAULTS = 500;
+const ENOUGH_CHAINS = 1000;
+const ENOUGH_FAULTS = 200;
 const LIMIT_MS = 20_000;
 
 /** Writes good and bad descriptors, now and then a bad head, and always makes some of them available. */
