@@ -2,12 +2,14 @@ import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { buffer } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, it, onTestFinished } from 'vitest';
 import { QemuProcess } from '../../src/backends/qemu/process.js';
 import { findBusybox } from '../../src/guest/busybox.js';
 import { ensureInstalled, QEMU_X86 } from '../../src/guest/debian.js';
@@ -20,6 +22,8 @@ const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 const MIB = 2 ** 20;
 const DISK_MIB = 64;
 const PATIENCE_MS = 120_000;
+
+const sha256 = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
 
 /** Four at a time write 4 MiB each, make it durable and read it back, over and over. */
 const LOAD = `
@@ -134,7 +138,6 @@ describe('a device that is served to QEMU', () => {
     const output = guest.output();
     expect(output).toContain('SERVED\n');
     expect(output).not.toContain('bad');
-    const sha256 = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
     expect(output).toContain(sha256(image.subarray(0, 32 * MIB)));
     const written = await readFile(path('disk'));
     expect(output).toContain(sha256(written.subarray(32 * MIB, 48 * MIB)));
@@ -175,9 +178,46 @@ describe('a device that is served to QEMU', () => {
     await guest.qemu.qmp.execute('cont');
     stream.end(data.subarray(4 * MIB));
     await guest.until('done\n');
-    const sha256 = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
     expect(guest.output()).toContain(`got: ${sha256(data)}`);
     expect(guest.output()).toContain(`has: ${sha256(await received[0])}`);
     expect(received.length).toBe(1);
+  });
+
+  it.skipIf(process.getuid?.() !== 0)('is its network card (skipped unless root: it takes a tap)', async () => {
+    const tap = `vmexit${process.pid}`;
+    const ip = (...args: string[]) => execFileSync('ip', args);
+    ip('tuntap', 'add', tap, 'mode', 'tap');
+    onTestFinished(() => void ip('link', 'delete', tap));
+    ip('address', 'add', '198.51.100.1/30', 'dev', tap);
+    ip('link', 'set', tap, 'up');
+    const data = randomBytes(8 * MIB);
+    const http = createServer((_request, response) => response.end(data)).listen(0, '198.51.100.1');
+    onTestFinished(() => void http.close());
+    await once(http, 'listening');
+    await using net = await serveDevice({ type: 'net', socket: path('net'), net: { type: 'tap', name: tap } });
+
+    const script = `
+      ip address add 198.51.100.2/30 dev eth0; ip link set eth0 up
+      wget -q -O /tmp/in http://198.51.100.1:${(http.address() as AddressInfo).port}/
+      sha256sum </tmp/in | sed 's/^/got: /'
+      mkdir /www; dd if=/dev/urandom of=/www/out bs=1M count=8 2>/dev/null; sha256sum </www/out | sed 's/^/has: /'
+      httpd -h /www -p 80; echo up; read line; echo done`;
+    const guest = await boot(
+      script,
+      ['virtio_net'],
+      [
+        ...['-chardev', `socket,id=net,path=${net.socket}`, '-netdev', 'vhost-user,id=net,chardev=net'],
+        // With MSI-X, QEMU 7.2 under TCG follows a pointer to KVM's interrupt routes.
+        ...['-device', 'virtio-net-pci,netdev=net,vectors=0'],
+      ],
+    );
+    await guest.until('up\n');
+    const answer = await fetch('http://198.51.100.2/out');
+    const out = Buffer.from(await answer.arrayBuffer());
+    guest.qemu.chardevs['serial'].write('\n');
+    await guest.until('done\n');
+    expect(guest.output()).toContain(`got: ${sha256(data)}`);
+    expect(out.length).toBe(8 * MIB);
+    expect(guest.output()).toContain(`has: ${sha256(out)}`);
   });
 });
