@@ -1,13 +1,10 @@
 import { readFileSync } from 'node:fs';
 import { Command, InvalidArgumentError, Option } from 'commander';
-import { bench, type BenchOptions } from './bench.js';
-import { demo } from './demo.js';
+import type { BenchOptions } from './bench.js';
 import { addDevice, addDrive, addNet, addPort, addShare, addVhostUser, parseVsock } from './device-options.js';
-import { doctor } from './doctor.js';
 import { EXIT_STATUS_HELP } from './exit-status.js';
 import type { ServeDeviceOptions } from '../machine/serve-device.js';
-import { run, type RunOptions } from './run.js';
-import { serve } from './serve-device.js';
+import type { RunOptions } from './run.js';
 
 const DEVICES_HELP = `
 Devices (--drive, --net, --share, --device, --vhost-user, --rng, --balloon, --vsock, --console virtio): some need KVM. The initramfs that vmexit makes loads
@@ -19,6 +16,14 @@ The first disk is /dev/vda in the guest, to be mounted by COMMAND:
 A disk with a boot loader and a system of its own, without a COMMAND, boots in a PC of QEMU's:
   vmexit run --machine q35 --firmware ovmf --memory 2G --drive disk.qcow2
 `;
+
+// Each command's files, some hundred in all, are loaded when it is asked for.
+const run = async (command: string[], options: RunOptions) => (await import('./run.js')).run(command, options);
+const demo = async () => (await import('./demo.js')).demo();
+const doctor = async (options: { json?: boolean }) => (await import('./doctor.js')).doctor(options);
+const serve = async (options: ServeDeviceOptions) => (await import('./serve-device.js')).serve(options);
+const bench = async (paths: string[], options: BenchOptions, version: string) =>
+  (await import('./bench.js')).bench(paths, options, version);
 
 /**
  * The command line. Wrong usage throws `CommanderError`, after its message was printed.

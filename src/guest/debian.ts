@@ -4,7 +4,6 @@ import { constants } from 'node:fs';
 import { homedir } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { execa } from 'execa';
 import { VmmError, type VmmErrorCode } from '../errors.js';
 import { ARCHITECTURES, type GuestArch } from './arch.js';
 
@@ -150,6 +149,7 @@ export async function downloadPackage(name: string, options: PackageOptions = {}
     if (archive === undefined) throw new Error('apt-get download left no .deb file');
     options.onProgress?.(`unpacking ${archive}`);
     const root = join(staging, 'root');
+    const execa = await loadExeca();
     await execa('dpkg-deb', ['-x', join(staging, archive), root], { stdin: 'ignore', ...cancel(options) });
     await mkdir(join(cacheDirectory(), 'debian'), { recursive: true });
     await rename(root, unpacked).catch(async (error: unknown) => {
@@ -200,6 +200,7 @@ export async function packageDependencies(name: string, options: PackageOptions 
   checkName(name);
   const qualified = qualifiedName(name, options);
   try {
+    const execa = await loadExeca();
     const { stdout } = await withPackageLists([qualified], options, () =>
       execa('apt-cache', [...foreignState(options), 'show', '--no-all-versions', qualified], {
         env: APT_ENV,
@@ -276,8 +277,12 @@ async function updateUnlocked(options: PackageOptions, untilMs: number): Promise
   }
 }
 
+/** A guest whose kernel and busybox are here does not wait for its hundred files. */
+export const loadExeca = async () => (await import('execa')).execa;
+
 async function apt(args: string[], options: PackageOptions, cwd?: string): Promise<void> {
   if (isForeign(options)) await mkdir(join(foreignLists(options), 'partial'), { recursive: true });
+  const execa = await loadExeca();
   await execa('apt-get', [...foreignState(options), ...args], {
     env: APT_ENV,
     stdin: 'ignore',

@@ -1,8 +1,8 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { gunzipSync } from 'node:zlib';
-import { execa } from 'execa';
 import { VmmError } from '../errors.js';
+import { loadExeca } from './debian.js';
 
 /** A kernel module, ready to be loaded with `insmod`. */
 export interface KernelModule {
@@ -73,6 +73,7 @@ async function readModule(path: string): Promise<Uint8Array> {
   const tool = path.endsWith('.xz') ? 'xz' : path.endsWith('.zst') ? 'zstd' : undefined;
   if (tool === undefined) return readFile(path);
   try {
+    const execa = await loadExeca();
     return (await execa(tool, ['-dc', path], { encoding: 'buffer', stdin: 'ignore' })).stdout;
   } catch (error) {
     throw new VmmError('IMAGE_NOT_FOUND', `${path}: cannot be decompressed; is ${tool} installed?`, { cause: error });
