@@ -47,7 +47,7 @@ import {
 import { foreignCmdline } from './foreign.js';
 import type { DeviceStats, MachineConfig, MachineExit, MachineStats } from './machine.js';
 import { memoryControl, type MemoryControl } from './memory-control.js';
-import { needsSharedMemory, ramRegions } from './memory-map.js';
+import { hasSharedMemory, ramRegions } from './memory-map.js';
 import type { NamedPort } from './named-port.js';
 import type { NetPort } from './net-port.js';
 import type { StreamHub } from './stream-hub.js';
@@ -146,7 +146,7 @@ export class Board {
   private constructor(vm: Vm, config: MachineConfig, events: BoardEvents) {
     this.#vm = vm;
     // Memory first: after the irqchip every slot costs milliseconds.
-    const shared = needsSharedMemory(config);
+    const shared = hasSharedMemory(config);
     for (const region of ramRegions(config.memoryBytes)) vm.addMemory({ ...region, shared });
     if (config.virtioTransport === 'mmio') this.#registerPages = RegisterPages.add(vm);
     vm.setIdentityMapAddress(KVM_IDENTITY_MAP_GPA);
