@@ -15,7 +15,7 @@ export type {
 } from './machine/machine.js';
 export { MicroVM } from './machine/microvm.js';
 export { serveDevice, type ServedDevice, type ServeDeviceOptions } from './machine/serve-device.js';
-export type { Blockdev, ImageFormat, NbdExport, QemuDisk } from './backends/qemu/storage-daemon.js';
+export type { Blockdev, DiskCache, ImageFormat, NbdExport, QemuDisk } from './backends/qemu/storage-daemon.js';
 export type { VirtiofsShare } from './backends/qemu/virtiofsd.js';
 export type {
   DeviceOptions,

@@ -37,15 +37,15 @@ type DeviceConfig = {
 } & Pick<MicroVMOptions, 'vsock'> & { devices: QemuPciOptions[] };
 
 /**
- * Takes one more `--drive`: `PATH[,ro][,serial=S][,backend=local|qemu][,format=raw|qcow2]`. A path may hold commas, as long
- * as its end does not look like an option.
+ * Takes one more `--drive`: `PATH[,ro][,serial=S][,backend=local|qemu][,format=raw|qcow2][,cache=writethrough|writeback]`. A
+ * path may hold commas, as long as its end does not look like an option.
  */
 export function addDrive(text: string, drives: DriveOptions[] = []): DriveOptions[] {
   const parts = text.split(',');
   const options: Record<string, string | boolean> = { readOnly: false };
   while (parts.length > 1) {
     const last = parts.at(-1)!;
-    const [, name, value] = /^(serial|backend|format)=(.*)$/.exec(last) ?? [];
+    const [, name, value] = /^(serial|backend|format|cache)=(.*)$/.exec(last) ?? [];
     if (last === 'ro') options['readOnly'] = true;
     else if (name !== undefined) options[name] = value;
     else break;

@@ -78,7 +78,7 @@ export function makeProgram(exit: (status: number) => void): Command {
     )
     .option(
       '--drive <disk>',
-      'add a disk: PATH[,ro][,serial=S], a raw image or a block device, or PATH[,backend=qemu][,format=raw|qcow2][,ro]; repeatable',
+      'add a disk: PATH[,ro][,serial=S], a raw image or a block device, or PATH[,backend=qemu][,format=raw|qcow2][,cache=writeback|writethrough][,ro]; repeatable',
       addDrive,
     )
     .option('--net <network>', 'add a network card: user (passt, without privileges), tap=NAME, or none', addNet)

@@ -328,7 +328,8 @@ async function startDaemons({ drives, shares, cpus }: MachineConfig): Promise<Da
   const results = await Promise.all([
     startAll(drives, (drive) => {
       if (drive.backend !== 'qemu') return undefined;
-      return StorageDaemon.start({ image: drive.image, readOnly: drive.readOnly, queues: cpus });
+      const { backend: _, ...config } = drive;
+      return StorageDaemon.start({ ...config, queues: cpus });
     }),
     startAll(shares, (share) => (share.backend === 'virtiofsd' ? Virtiofsd.start(share) : undefined)),
   ]);

@@ -3,7 +3,7 @@ import type { Duplex } from 'node:stream';
 import type { GuestArch } from '../guest/arch.js';
 import type { IdMapping } from '../backends/local/share/tree.js';
 import type { QemuDeviceDescription } from '../backends/qemu/remote-pci/device.js';
-import type { Blockdev, QemuDisk } from '../backends/qemu/storage-daemon.js';
+import type { Blockdev, DiskCache, QemuDisk } from '../backends/qemu/storage-daemon.js';
 import type { VirtiofsShare } from '../backends/qemu/virtiofsd.js';
 import type { VhostUserKind } from '../backends/vhost-user/kinds.js';
 import type { Firmware, MachineType } from './machine-type.js';
@@ -95,7 +95,7 @@ export type DriveConfig = { readOnly: boolean } & (
       serial?: string;
       rateLimit?: RateLimit;
     }
-  | { backend: 'qemu'; image: Blockdev }
+  | { backend: 'qemu'; image: Blockdev; cache?: DiskCache }
   | { backend: 'vhost-user'; path: string }
 );
 

@@ -16,7 +16,7 @@ import {
 import { MAX_CONFIG_BYTES } from '../backends/vhost-user/protocol.js';
 import { parsePortForward } from '../backends/net/port-forward.js';
 import type { RateLimit } from '../devices/rate-limiter.js';
-import { formatOf, imageFile, type Blockdev } from '../backends/qemu/storage-daemon.js';
+import { formatOf, imageFile, type Blockdev, type DiskCache } from '../backends/qemu/storage-daemon.js';
 import { checkBoot, isNamed, type MachineType } from './machine-type.js';
 import { MAX_VCPUS, PCI, USER_MMIO, VIRTIO_MMIO } from './layout.js';
 import type { QemuProperties } from '../backends/qemu/remote-pci/device.js';
@@ -79,6 +79,7 @@ const drive = z
     blockdev: blockdev.optional(),
     format: z.enum(['raw', 'qcow2']).optional(),
     backend: z.enum(['local', 'qemu']).optional(),
+    cache: z.enum(['writethrough', 'writeback']).optional(),
     readOnly: z.boolean().default(false),
     serial: z
       .string()
@@ -101,10 +102,12 @@ const drive = z
       if (drive.rateLimit)
         return refuse("QEMU's storage daemon knows no rateLimit: give a blockdev with QEMU's throttle driver");
       if (blockdev && drive.format) return refuse('a blockdev says its format itself');
-      return { backend, readOnly, image: blockdev ?? imageFile(resolve(path!), format) };
+      const cache = drive.cache && { cache: drive.cache };
+      return { backend, readOnly, image: blockdev ?? imageFile(resolve(path!), format), ...cache };
     }
     if (path === undefined || format !== 'raw')
       return refuse("this needs backend: 'qemu'; alone, a disk is a raw image");
+    if (drive.cache) return refuse("cache needs backend: 'qemu'; this process holds nothing back that a guest wrote");
     return { backend, readOnly, path: resolve(path), ...(serial !== undefined && { serial }), ...limits };
   });
 
@@ -444,11 +447,17 @@ export type DriveOptions = {
       path: string;
       /** Default: `qcow2` for a path that ends in `.qcow2`, else `raw`. An image's backing files are opened with it. */
       format?: 'raw' | 'qcow2' | undefined;
+      cache?: DiskCache | undefined;
     }
   | {
       backend: 'qemu';
       /** A tree of QEMU's block drivers, as `--blockdev` takes it: other formats, LUKS, NBD and more. */
       blockdev: Blockdev;
+      /**
+       * Default: `writethrough` where a killed storage daemon would lose answered writes otherwise: of qcow2, whose tables
+       * wait in its memory for a flush. `writeback` is faster, and for guests that are reset when {@link QemuDisk} says `died`.
+       */
+      cache?: DiskCache | undefined;
     }
 );
 

@@ -131,7 +131,10 @@ async function driveArguments(drive: DriveConfig, index: number, boot: { bootind
       return blockdev({ driver: 'raw', ...node, file }, { ...device, ...(serial !== undefined && { serial }) });
     }
     case 'qemu':
-      return blockdev({ ...drive.image, ...node }, device);
+      return blockdev(
+        { ...drive.image, ...node },
+        { ...device, ...(drive.cache === 'writethrough' && { 'write-cache': 'off' }) },
+      );
     case 'vhost-user':
       throw new VmmError('INVALID_STATE', 'a disk of another process is for KVM');
   }

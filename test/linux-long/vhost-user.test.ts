@@ -91,6 +91,16 @@ describe('devices of vhost-user backends that others started', () => {
     expect(guest.output).toContain('from the host\n');
   });
 
+  it('are had from the command line, too: vmexit run --vhost-user', async () => {
+    const options = ['--accel', 'kvm', '--vhost-user', 'blk,socket=/tmp/vhost-user/blk'];
+    const command = ['run', ...options, '--', 'sha256sum', '/dev/vda'];
+    const { stdout, stderr, exitCode } = await runNested(['node', 'dist/cli/main.js', ...command], {
+      timeoutMs: 240_000,
+    });
+    expect(exitCode, stderr).toBe(0);
+    expect(stdout).toContain((await nested(`sha256sum <${at('disk.raw')}`)).slice(0, 64));
+  });
+
   it('go by eventfds: no kick passes through this process', () => {
     expect(guest.stats['end'].kicks).toBe(0);
     expect(Object.keys(guest.stats['end'].devices)).toEqual(['vhostUser0', 'vhostUser1', 'vhostUser2']);

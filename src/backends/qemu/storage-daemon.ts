@@ -16,9 +16,17 @@ export interface Blockdev {
   [option: string]: unknown;
 }
 
+/**
+ * What the answer to a guest's write means. `writethrough`: it is in the image, and on the medium. `writeback`: the next
+ * flush puts it there; until then it may be in the daemon alone, and die with it.
+ */
+export type DiskCache = 'writethrough' | 'writeback';
+
 export interface StorageDaemonConfig {
   image: Blockdev;
   readOnly: boolean;
+  /** Default: `writethrough` while a format takes the writes that would keep its tables to itself, else `writeback`. */
+  cache?: DiskCache;
   /** Queues of the exported disk. */
   queues: number;
 }
@@ -37,6 +45,8 @@ export interface NbdExport {
 
 /** The name of the node that the guest's disk is; whatever is put above it takes the name's place at the export. */
 const EXPORT = 'disk';
+/** Their tables wait in the daemon's memory for a flush. Other formats write theirs at once, to the host's page cache. */
+const LAZY_FORMATS: readonly unknown[] = ['qcow2', 'parallels'];
 /** From here on the export tells of a new size by itself. */
 const RESIZE_NOTIFIES = { major: 8, minor: 1 };
 const ANSWER_TIMEOUT_MS = 60_000;
@@ -53,6 +63,8 @@ export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
   #image: Blockdev;
   /** The node that the export shows. */
   #node = 'disk0';
+  /** Whether the export flushes after every write. */
+  #writesThrough: boolean;
   #nodes = 0;
   #jobs = 0;
   #nbdServer: string | undefined;
@@ -71,6 +83,7 @@ export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
     super(folder);
     this.#config = config;
     this.#image = config.image;
+    this.#writesThrough = this.#mustWriteThrough(config.image);
   }
 
   /** The images as they are now: after {@link snapshot}, {@link commit} or {@link mirror} not those of the start. */
@@ -88,6 +101,7 @@ export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
       const sizeBytes = await this.#sizeBytes();
       const top = imageFile(path, 'qcow2');
       await this.#create(path, 'qcow2', sizeBytes, this.#image);
+      await this.#exportFor(top);
       // Without "backing": the node below is the one that is open already.
       const node = await this.#add({ ...top, backing: null });
       try {
@@ -111,6 +125,7 @@ export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
       this.#node = base['node-name'];
       this.#image = (this.#image['backing'] as Blockdev | undefined) ?? treeOf(base);
       await this.#execute('blockdev-del', { 'node-name': top });
+      await this.#exportFor(this.#image);
     });
   }
 
@@ -125,6 +140,7 @@ export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
     return this.inTurn(async () => {
       const target = imageFile(path, format);
       await this.#create(path, format, await this.#sizeBytes());
+      if (!stay) await this.#exportFor(this.#image, target);
       const node = await this.#add(target);
       try {
         await this.#job('blockdev-mirror', { device: this.#node, target: node, sync: 'full' }, !stay, signal);
@@ -138,6 +154,7 @@ export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
         this.#image = target;
       }
       await this.#execute('blockdev-del', { 'node-name': old });
+      await this.#exportFor(this.#image);
     });
   }
 
@@ -157,9 +174,8 @@ export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
       await this.#execute('block_resize', { 'node-name': this.#node, size: sizeBytes });
       const { major, minor } = this.#running().qmp.version;
       if (major > RESIZE_NOTIFIES.major || (major === RESIZE_NOTIFIES.major && minor >= RESIZE_NOTIFIES.minor)) return;
-      // The export keeps the size it began with. A new one has the new size; the guest's disk connects to it by itself.
-      await this.#removeExport(EXPORT);
-      await this.#execute('block-export-add', this.#exportOptions());
+      // The export keeps the size it began with. A new one has the new size.
+      await this.#exportAnew();
     });
   }
 
@@ -205,6 +221,7 @@ export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
     if (this.isClosed) throw new VmmError('CLOSED', 'the disk was closed');
     this.#node = `disk${++this.#nodes}`;
     this.#nbdServer = undefined;
+    this.#writesThrough = this.#mustWriteThrough(this.#image);
     const { readOnly } = this.#config;
     const image = { ...this.#image, 'node-name': this.#node, 'read-only': readOnly, discard: 'unmap' };
     const process = await QemuProcess.start({
@@ -238,8 +255,38 @@ export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
       'node-name': this.#node,
       addr: { type: 'unix', path: this.socketPath },
       writable: !this.#config.readOnly,
+      writethrough: this.#writesThrough,
       'num-queues': this.#config.queues,
     };
+  }
+
+  #mustWriteThrough(...images: Blockdev[]): boolean {
+    const { cache, readOnly } = this.#config;
+    if (cache !== undefined || readOnly) return cache === 'writethrough';
+    return images.some(isLazy);
+  }
+
+  /** Has the export flush after every write if one of these images, which take the writes from now on, needs that. */
+  async #exportFor(...images: Blockdev[]): Promise<void> {
+    const writesThrough = this.#mustWriteThrough(...images);
+    if (writesThrough === this.#writesThrough) return;
+    this.#writesThrough = writesThrough;
+    await this.#exportAnew();
+  }
+
+  /** Ends the export for a new one. The guest's disk, away for some milliseconds, connects to it by itself. */
+  async #exportAnew(): Promise<void> {
+    // A node that QEMU opened as another's backing file, and that a commit put in the other's place, lives as long as
+    // somebody uses it.
+    const keeper = {
+      ...this.#exportOptions(),
+      id: 'keeper',
+      addr: { type: 'unix', path: `${this.socketPath}-keeper` },
+    };
+    await this.#execute('block-export-add', { ...keeper, writable: false });
+    await this.#removeExport(EXPORT);
+    await this.#execute('block-export-add', this.#exportOptions());
+    await this.#removeExport(keeper.id);
   }
 
   #running(): QemuProcess {
@@ -374,6 +421,13 @@ function treeOf({ drv, image: { filename } }: BlockNode): Blockdev {
   return filename.startsWith('json:')
     ? (JSON.parse(filename.slice('json:'.length)) as Blockdev)
     : imageFile(filename, drv);
+}
+
+/** Whether a node that takes writes keeps its tables to itself for a while; those below "backing" are only read. */
+function isLazy(node: unknown): boolean {
+  if (typeof node !== 'object' || node === null) return false;
+  const isOwn = LAZY_FORMATS.includes((node as Partial<Blockdev>).driver);
+  return isOwn || Object.entries(node).some(([key, value]) => key !== 'backing' && isLazy(value));
 }
 
 /** How an image's header names its backing file: by its path where that says it all. */

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { findProgram } from '../../../src/backends/qemu/supervised.js';
-import { imageFile, StorageDaemon } from '../../../src/backends/qemu/storage-daemon.js';
+import { imageFile, StorageDaemon, type StorageDaemonConfig } from '../../../src/backends/qemu/storage-daemon.js';
 import { VhostUserDevice } from '../../../src/backends/vhost-user/device.js';
 import {
   CONFIG_BYTES,
@@ -70,7 +70,6 @@ class Slot {
   readonly #guest: DiskGuest;
   readonly #header: number;
   readonly #data: number;
-  bytes: Uint8Array = new Uint8Array(0);
 
   constructor(guest: DiskGuest) {
     this.#guest = guest;
@@ -80,7 +79,6 @@ class Slot {
 
   async write(sector: number, bytes: Uint8Array, queue: number): Promise<void> {
     const { memory } = this.#guest;
-    this.bytes = bytes;
     memory.write(this.#data, bytes);
     const header = memory.dataView(this.#header, 17);
     header.setUint32(0, VIRTIO_BLK_T_OUT, true);
@@ -118,8 +116,8 @@ describe.skipIf(!isInstalled)('a disk served by qemu-storage-daemon', () => {
 
   const path = (name: string) => join(folder, name);
 
-  async function startDaemon(image = imageFile(path('base.raw'), 'raw'), { readOnly = false, queues = 2 } = {}) {
-    const daemon = await StorageDaemon.start({ image, readOnly, queues });
+  async function startDaemon(image = imageFile(path('base.raw'), 'raw'), config: Partial<StorageDaemonConfig> = {}) {
+    const daemon = await StorageDaemon.start({ image, readOnly: false, queues: 2, ...config });
     cleanups.push(() => daemon.close());
     return daemon;
   }
@@ -208,6 +206,7 @@ describe.skipIf(!isInstalled)('a disk served by qemu-storage-daemon', () => {
     await daemon.restart();
     expect(await guest.read(16, 4096)).toBe(hex(bytes));
     await daemon.commit();
+    await daemon.resize(SIZE);
     await guest.write(24, bytes);
     expect(await guest.read(16, 4096)).toBe(hex(bytes));
     await daemon.close();
@@ -312,29 +311,44 @@ describe.skipIf(!isInstalled)('a disk served by qemu-storage-daemon', () => {
     await guest.status(STATUS_NEEDS_RESET, false);
   });
 
-  it('loses no request when the process is killed with many under way: the next one does them', async () => {
-    const daemon = await startDaemon();
-    const guest = await plug(daemon);
-    const SLOTS = 32;
-    const slots = Array.from({ length: SLOTS }, () => new Slot(guest));
-    let undone = 0;
-    for (let round = 0; round < 6; round++) {
-      const writes = slots.map((slot, index) => slot.write(index * 64, randomBytes(32 * 1024), index % 2));
-      let answered = 0;
-      for (const write of writes) void write.then(() => answered++);
-      // Between all and none of them done.
-      await new Promise((resolve) => setTimeout(resolve, round / 2));
-      process.kill(daemon.pid!, 'SIGKILL');
-      await until(() => failures.length > round);
-      undone += SLOTS - answered;
-      await daemon.restart();
-      await Promise.all(writes);
-      await guest.status(STATUS_NEEDS_RESET, false);
-    }
-    expect(undone).toBeGreaterThan(0);
-    expect(guest.driver.status).toBe(0x0f);
-    for (const [index, slot] of slots.entries()) expect(await guest.read(index * 64, 32 * 1024)).toBe(hex(slot.bytes));
-  });
+  it.each(['raw', 'qcow2', 'raw, then qcow2'])(
+    'of a %s image loses no write when the process is killed with many under way: the next one has or does them',
+    async (format) => {
+      if (format === 'qcow2') qemuImg('create', '-q', '-f', 'qcow2', path('disk.qcow2'), String(SIZE));
+      const daemon = await startDaemon(format === 'qcow2' ? imageFile(path('disk.qcow2')) : undefined);
+      const guest = await plug(daemon);
+      if (format === 'raw, then qcow2') await daemon.snapshot({ path: path('snapshot.qcow2') });
+      await guest.read(0, 512);
+      const SLOTS = 32;
+      const KILLS = 6;
+      const slots = Array.from({ length: SLOTS }, () => new Slot(guest));
+      let undone = 0;
+      const written: Buffer[] = [];
+      for (let round = 0; round < KILLS; round++) {
+        const failed = failures.length;
+        const blocks = slots.map(() => randomBytes(32 * 1024));
+        written.push(...blocks);
+        // Each to a place of its own: one that was answered is not written again.
+        const writes = slots.map((slot, i) => slot.write((round * SLOTS + i) * 64, blocks[i], i % 2));
+        let answered = 0;
+        for (const write of writes) void write.then(() => answered++);
+        // Between all and none of them done.
+        await new Promise((resolve) => setTimeout(resolve, round / 2));
+        process.kill(daemon.pid!, 'SIGKILL');
+        await until(() => failures.length > failed);
+        undone += SLOTS - answered;
+        await daemon.restart();
+        await Promise.all(writes);
+        await guest.status(STATUS_NEEDS_RESET, false);
+      }
+      expect(undone).toBeGreaterThan(0);
+      expect(guest.driver.status).toBe(0x0f);
+      const lost: number[] = [];
+      for (const [i, block] of written.entries())
+        if ((await guest.read(i * 64, 32 * 1024)) !== hex(block)) lost.push(i);
+      expect(lost).toEqual([]);
+    },
+  );
 
   it('leaves neither process nor folder behind', async () => {
     const daemon = await startDaemon();

@@ -23,6 +23,7 @@ describe('--drive', () => {
     ['a,b.img', { path: 'a,b.img', readOnly: false }],
     ['a,b.img,ro', { path: 'a,b.img', readOnly: true }],
     ['ro', { path: 'ro', readOnly: false }],
+    ['a.qcow2,cache=writeback', { path: 'a.qcow2', readOnly: false, cache: 'writeback' }],
     ['a.img,format=qcow2,backend=qemu', { path: 'a.img', readOnly: false, backend: 'qemu', format: 'qcow2' }],
   ])('%s', (text, drive) => {
     expect(addDrive(text)).toEqual([drive]);

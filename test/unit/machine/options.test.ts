@@ -231,6 +231,7 @@ describe('a drive', () => {
     ],
   ])('%j is opened by QEMU', (options, image) => {
     expect(drive(options)).toEqual({ backend: 'qemu', readOnly: false, image });
+    expect(drive({ ...options, cache: 'writeback' })).toMatchObject({ image, cache: 'writeback' });
   });
 
   it.each([
@@ -242,6 +243,7 @@ describe('a drive', () => {
     [{ blockdev: {}, backend: 'qemu' }, /"driver"/],
     [{ blockdev: { driver: 'null-co' }, format: 'raw', backend: 'qemu' }, /says its format itself/],
     [{ path: '/a', backend: 'qemu', serial: 'S' }, /no serial number/],
+    [{ path: '/a', cache: 'writeback' }, /cache needs backend: 'qemu'/],
   ])('%j is refused', (options, message) => {
     expect(() => drive(options)).toThrow(message);
   });
