@@ -2,12 +2,12 @@
 import { createHash } from 'node:crypto';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { access, mkdir, readFile, rename } from 'node:fs/promises';
+import { mkdir, readFile, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { execa, ExecaError } from 'execa';
-import { cacheDirectory } from '../guest/debian.js';
+import { cacheDirectory, exists } from '../guest/debian.js';
 import type { Context, Sample } from './benchmark.js';
 
 const SOURCES = fileURLToPath(new URL('../../benchmarks/', import.meta.url));
@@ -48,12 +48,6 @@ async function compile(source: string, flags: string[], { note }: Pick<Context, 
   await rename(mine, path);
   return path;
 }
-
-const exists = (path: string) =>
-  access(path).then(
-    () => true,
-    () => false,
-  );
 
 /** A C program that answers each line on its standard input with a line of numbers. */
 export class BaselineProcess implements AsyncDisposable {

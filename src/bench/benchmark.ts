@@ -81,8 +81,14 @@ export interface Benchmark {
   extras?(): Extras;
 }
 
+/** Which Linux boots: Debian's cloud kernel as it is, or one with what a microVM needs and no more. */
+export type KernelConfig = 'debian' | 'microvm';
+
 export interface Context {
   quick: boolean;
+  kernelConfig: KernelConfig;
+  /** Says what is going on before the first round. @param done 0 to 1. */
+  progress(what: string, done?: number): void;
   /** Says why something is left out, in the report and at the terminal. */
   note(text: string): void;
 }

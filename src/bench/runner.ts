@@ -1,8 +1,18 @@
-import { Unavailable, type Benchmark, type Contender, type Extras, type Sample, type Session } from './benchmark.js';
+import {
+  Unavailable,
+  type Benchmark,
+  type Contender,
+  type Extras,
+  type KernelConfig,
+  type Sample,
+  type Session,
+} from './benchmark.js';
 import { median } from './statistics.js';
 
 export interface RunOptions {
   quick: boolean;
+  /** Default: `debian`. */
+  kernelConfig?: KernelConfig;
   /** Told before each round. */
   onProgress?: (progress: Progress) => void;
   /** After this time no further round is begun: on a slow machine there are fewer. Default: 10 s (`quick`) or 10 minutes. */
@@ -51,7 +61,7 @@ const MIN_OPERATIONS = 100;
  */
 export async function run(
   benchmark: Benchmark,
-  { quick, onProgress = () => {}, ...options }: RunOptions,
+  { quick, kernelConfig = 'debian', onProgress = () => {}, ...options }: RunOptions,
 ): Promise<Outcome> {
   const notes: string[] = [];
   const effort = quick ? EFFORT.quick : EFFORT.full;
@@ -60,7 +70,12 @@ export async function run(
   const { operations = 'timed', name } = benchmark;
   const sessions: Session[] = [];
   try {
-    const contenders = await benchmark.contenders({ quick, note: (text) => notes.push(text) });
+    const contenders = await benchmark.contenders({
+      quick,
+      kernelConfig,
+      note: (text) => notes.push(text),
+      progress: (what, done = 0) => onProgress({ benchmark: name, contender: what, done }),
+    });
     const entries: (Measured & { session: Session })[] = [];
     for (const contender of contenders) {
       onProgress({ benchmark: name, contender: `${contender.name}, warm-up`, done: 0 });

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { readFile, writeFile } from 'node:fs/promises';
 import { cpus, loadavg, release, totalmem } from 'node:os';
+import type { KernelConfig } from '../bench/benchmark.js';
 import { BENCHMARKS, select } from '../bench/catalog.js';
 import { changes } from '../bench/compare.js';
 import { formatValue } from '../bench/format.js';
@@ -16,6 +17,7 @@ import { columns } from './table.js';
 
 export interface BenchOptions {
   quick?: boolean;
+  kernelConfig: KernelConfig;
   list?: boolean;
   /** Where the report goes. */
   json: string;
@@ -34,7 +36,7 @@ export async function bench(paths: readonly string[], options: BenchOptions, ver
   if (unknown !== undefined) {
     throw new VmmError('INVALID_ARGUMENT', `there is no benchmark ${unknown}: vmexit bench --list shows all`);
   }
-  const { quick = false } = options;
+  const { quick = false, kernelConfig } = options;
   // Before minutes are spent.
   const baseline = options.compare === undefined ? undefined : await readReport(options.compare);
 
@@ -43,7 +45,7 @@ export async function bench(paths: readonly string[], options: BenchOptions, ver
   const reports: BenchmarkReport[] = [];
   for (const [index, benchmark] of benchmarks.entries()) {
     const onProgress = (progress: Progress) => showProgress(progress, index, benchmarks.length);
-    const outcome = await run(benchmark, { quick, onProgress }).finally(clearProgress);
+    const outcome = await run(benchmark, { quick, kernelConfig, onProgress }).finally(clearProgress);
     const report = toReport(benchmark, outcome);
     reports.push(report);
     process.stdout.write(`${benchmarkTable(report)}\n\n`);

@@ -134,6 +134,14 @@ export function makeProgram(exit: (status: number) => void): Command {
     .argument('[path...]', 'what to measure: exits, exits/pio-out …; default: everything')
     .option('--quick', 'fewer and shorter rounds: within two minutes, for a first look')
     .option('--list', 'list what can be measured')
+    .addOption(
+      new Option(
+        '--kernel-config <config>',
+        "what boots: Debian's kernel, or one for microVMs, built here once of its source",
+      )
+        .choices(['debian', 'microvm'])
+        .default('debian'),
+    )
     .option('--json <file>', 'where the report goes for programs', 'report.json')
     .option('--html <file>', 'where the report goes for people', 'report.html')
     .option('--compare <file>', 'say what changed beyond noise since the run whose --json this is')

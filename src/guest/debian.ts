@@ -29,6 +29,8 @@ export interface PackageOptions extends Omit<DebianOptions, 'arch'> {
 export interface Requirement {
   /** Any one of these programs will do: a name looked up in PATH, or an absolute path. */
   programs: readonly string[];
+  /** Or any one of these files, each by its absolute path. */
+  files?: readonly string[];
   package: string;
   /** The code of the error when it is missing and cannot be installed. Default: "IMAGE_NOT_FOUND". */
   code?: VmmErrorCode;
@@ -74,6 +76,8 @@ export async function findProgram(name: string): Promise<string | undefined> {
   return undefined;
 }
 
+const findFile = async (path: string) => ((await exists(path)) ? path : undefined);
+
 /**
  * Sees to it that programs are there: as root on a system with apt, what is missing is installed, with nothing asked.
  * @returns The full path of the program found for each requirement, in the same order.
@@ -86,7 +90,9 @@ export async function ensureInstalled(
   const options: DebianOptions = { ...(onProgress && { onProgress }), ...(signal && { signal }) }; // this host's packages
   const find = async () => {
     const paths = await Promise.all(
-      requirements.map(async (r) => (await Promise.all(r.programs.map(findProgram))).find(Boolean)),
+      requirements.map(async ({ programs, files = [] }) =>
+        (await Promise.all([...programs.map(findProgram), ...files.map(findFile)])).find(Boolean),
+      ),
     );
     return { paths, missing: requirements.filter((_, i) => paths[i] === undefined) };
   };
@@ -94,7 +100,7 @@ export async function ensureInstalled(
   if (missing.length > 0) {
     const packages = missing.map((r) => r.package);
     const fail = (why: string, cause?: unknown) => {
-      const programs = missing.map((r) => r.programs[0]).join(', ');
+      const programs = missing.map((r) => [...r.programs, ...(r.files ?? [])][0]).join(', ');
       const command = `apt-get install --no-install-recommends ${packages.join(' ')}`;
       return new VmmError(
         missing[0].code ?? 'IMAGE_NOT_FOUND',
@@ -327,7 +333,7 @@ function checkName(name: string): void {
   }
 }
 
-async function exists(path: string): Promise<boolean> {
+export async function exists(path: string): Promise<boolean> {
   return access(path).then(
     () => true,
     () => false,

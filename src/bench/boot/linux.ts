@@ -13,7 +13,16 @@ import { findKernel } from '../../guest/kernel.js';
 import { chooseAccelerator, type Accelerator } from '../../machine/accelerator.js';
 import { MicroVM } from '../../machine/microvm.js';
 import { runAlone } from '../alone.js';
-import { Unavailable, type Benchmark, type Contender, type Sample, type Tally, type Timeline } from '../benchmark.js';
+import { microvmKernel } from './microvm-kernel.js';
+import {
+  Unavailable,
+  type Benchmark,
+  type Contender,
+  type Context,
+  type Sample,
+  type Tally,
+  type Timeline,
+} from '../benchmark.js';
 
 const MEMORY = '256M';
 const CMDLINE = 'console=ttyS0 panic=-1 quiet';
@@ -64,7 +73,7 @@ export const bootLinux: Benchmark = {
     if (accel === 'tcg') {
       context.note(`${reason}. So these boots are emulated (TCG), whose exits nobody counts; times are those of QEMU.`);
     }
-    const images = await makeImages();
+    const images = await makeImages(context);
     const qemu = await findProgram('qemu-system-x86_64');
     if (qemu === undefined && accel === 'tcg')
       throw new Unavailable('neither KVM nor QEMU can run a Linux kernel here');
@@ -79,8 +88,8 @@ export const bootLinux: Benchmark = {
   extras: () => ({ tallies: [...tallies.values()], timelines: [...timelines.values()] }),
 };
 
-async function makeImages(): Promise<Images & AsyncDisposable> {
-  const kernel = await findKernel().catch((error: unknown) => {
+async function makeImages(context: Context): Promise<Images & AsyncDisposable> {
+  const kernel = await findBootKernel(context).catch((error: unknown) => {
     throw error instanceof VmmError ? new Unavailable(error.message) : error;
   });
   const directory = await mkdtemp(join(tmpdir(), 'vmexit-bench-'));
@@ -88,10 +97,16 @@ async function makeImages(): Promise<Images & AsyncDisposable> {
   const init = staticExecutable(INIT);
   await writeFile(initrd, new CpioWriter().device('dev/console', 'char', 5, 1).file('init', init, 0o755).finish());
   return {
-    kernel: kernel.vmlinuzPath,
+    kernel,
     initrd,
     [Symbol.asyncDispose]: () => rm(directory, { recursive: true, force: true }),
   };
+}
+
+async function findBootKernel(context: Context): Promise<string> {
+  if (context.kernelConfig === 'debian') return (await findKernel()).vmlinuzPath;
+  context.note("These boots are not of Debian's kernel, but of one built of its source with what a microVM needs alone.");
+  return microvmKernel((what, done) => context.progress(what, done));
 }
 
 /** Boots once and ends the guest. */
