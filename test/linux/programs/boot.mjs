@@ -3,7 +3,7 @@
  * on stdin, writes an array of `GuestReport` to stdout.
  */
 import { once } from 'node:events';
-import { readdir, readFile } from 'node:fs/promises';
+import { readdir, readFile, readlink } from 'node:fs/promises';
 import { createHash, randomBytes } from 'node:crypto';
 import { createServer } from 'node:http';
 import { connect } from 'node:net';
@@ -16,9 +16,14 @@ import { MicroVM } from 'vmexit';
 
 const plans = JSON.parse(await text(process.stdin));
 const reports = [];
+// And what the first machine opens for the process, and no other one again.
+const own = [...(await belongings()), '/dev/null', 'anon_inode:[eventpoll]', 'anon_inode:[eventfd]'];
 for (const plan of plans) {
   process.stderr.write(`booting: ${plan.name}\n`);
-  reports.push(await run(plan).catch((error) => ({ name: plan.name, output: '', error: String(error.stack) })));
+  const report = await run(plan).catch((error) => ({ name: plan.name, output: '', error: String(error.stack) }));
+  const left = await leftBeside(own);
+  if (left.length > 0) report.error ??= `left behind: ${left.join(', ')}`;
+  reports.push(report);
 }
 // Registers of a crash are BigInts.
 const toJson = (_key, value) => (typeof value === 'bigint' ? `0x${value.toString(16)}` : value);
@@ -186,11 +191,31 @@ async function connectUnix(path, port) {
   throw Object.assign(new Error(`the Unix socket said "${line}"`), { errno: line === '' ? 'ECONNREFUSED' : undefined });
 }
 
+/** Descriptors of this process, by what they lead to, and processes that it started, by name. */
+async function belongings() {
+  const fds = await readdir('/proc/self/fd');
+  const links = await Promise.all(fds.map((fd) => readlink(`/proc/self/fd/${fd}`).catch(() => '')));
+  const processes = await Promise.all(
+    (await childrenNamed('')).map((pid) => readFile(`/proc/${pid}/comm`, 'utf8').catch(() => '')),
+  );
+  return [...links, ...processes.map((name) => name.trim())].filter((what) => what && !what.startsWith('/proc/'));
+}
+
+/** What there is now beside a list of belongings, when what ends by itself, such as a connection of `fetch`, has ended. */
+async function leftBeside(own) {
+  for (let tries = 0; ; tries++) {
+    const left = await belongings();
+    for (const what of own) if (left.includes(what)) left.splice(left.indexOf(what), 1);
+    if (left.length === 0 || tries === 100) return left;
+    await sleep(100);
+  }
+}
+
 /** Processes that this one started, from whichever thread. */
 async function childrenNamed(name) {
   const threads = await readdir('/proc/self/task');
   const lists = await Promise.all(threads.map((id) => readFile(`/proc/self/task/${id}/children`, 'utf8')));
   const pids = lists.flatMap((list) => list.split(' ').filter(Boolean).map(Number));
-  const names = await Promise.all(pids.map((pid) => readFile(`/proc/${pid}/comm`, 'utf8')));
+  const names = await Promise.all(pids.map((pid) => readFile(`/proc/${pid}/comm`, 'utf8').catch(() => '')));
   return pids.filter((_pid, index) => names[index].startsWith(name));
 }
