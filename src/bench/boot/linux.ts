@@ -105,7 +105,9 @@ async function makeImages(context: Context): Promise<Images & AsyncDisposable> {
 
 async function findBootKernel(context: Context): Promise<string> {
   if (context.kernelConfig === 'debian') return (await findKernel()).vmlinuzPath;
-  context.note("These boots are not of Debian's kernel, but of one built of its source with what a microVM needs alone.");
+  context.note(
+    "These boots are not of Debian's kernel, but of one built of its source with what a microVM needs alone.",
+  );
   return microvmKernel((what, done) => context.progress(what, done));
 }
 
