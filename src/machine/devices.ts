@@ -4,7 +4,6 @@ import type { VhostUserKind } from '../backends/vhost-user/kinds.js';
 import type { VirtioBalloon, VirtioBalloonConfig } from '../devices/virtio/balloon/balloon.js';
 import type { ConsoleSize, VirtioConsole } from '../devices/virtio/console/console.js';
 import type { PortOutput } from '../devices/virtio/console/port.js';
-import type { NetBackend } from '../devices/virtio/net/backend.js';
 import type { VsockAcceptor } from '../devices/virtio/vsock/backend.js';
 import { VmmError } from '../errors.js';
 import type { VirtioDevice } from '../virtio/device.js';
@@ -185,38 +184,11 @@ export class VirtioDevices {
 
   async #addNet(index: number, net: NetConfig): Promise<void> {
     const id = `net${index}`;
-    const { mac, mtu, rateLimit } = net;
-    const backend = await this.#openNetwork(index, net);
+    const { openNetCard } = await import('./net-card.js');
+    const onFailure = (error: VmmError) => this.#links.onDeviceError(id, error);
+    const { device, backend } = await openNetCard(net, this.#links.netPorts.get(index), onFailure);
     this.#backends.push(backend);
-    const { VirtioNet } = await import('../devices/virtio/net/net.js');
-    const device = new VirtioNet({
-      backend,
-      ...(mac !== undefined && { mac }),
-      ...(mtu !== undefined && { mtu }),
-      ...(rateLimit && { transmitLimit: rateLimit, receiveLimit: rateLimit }),
-      onBackendFailure: (error) => this.#links.onDeviceError(id, error),
-    });
     this.#add(id, device);
-  }
-
-  async #openNetwork(index: number, net: NetConfig): Promise<NetBackend> {
-    const mtu = net.mtu === undefined ? {} : { mtu: net.mtu };
-    switch (net.type) {
-      case 'user': {
-        const { UserNetwork } = await import('../backends/net/user.js');
-        return UserNetwork.start({ forwards: net.forwards, ...mtu });
-      }
-      case 'tap': {
-        const { TapNetwork } = await import('../backends/net/tap.js');
-        return new TapNetwork({ ...net, ...mtu });
-      }
-      case 'port': {
-        const { PortNetwork } = await import('../backends/net/port.js');
-        const network = new PortNetwork(mtu);
-        this.#links.netPorts.get(index)?.attach(network);
-        return network;
-      }
-    }
   }
 
   async #addVsock({ cid, udsPath }: VsockConfig, ports: VsockPorts): Promise<void> {

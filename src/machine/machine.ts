@@ -2,7 +2,7 @@ import type { EventEmitter } from 'node:events';
 import type { Duplex } from 'node:stream';
 import type { GuestArch } from '../guest/arch.js';
 import type { IdMapping } from '../backends/local/share/tree.js';
-import type { QemuDeviceDescription } from '../backends/qemu/remote-pci/device.js';
+import type { QemuDeviceDescription } from '../backends/qemu/pci-arguments.js';
 import type { Blockdev, DiskCache, QemuDisk } from '../backends/qemu/storage-daemon.js';
 import type { VirtiofsShare } from '../backends/qemu/virtiofsd.js';
 import type { VhostUserKind } from '../backends/vhost-user/kinds.js';

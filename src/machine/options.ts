@@ -19,7 +19,7 @@ import type { RateLimit } from '../devices/rate-limiter.js';
 import { formatOf, imageFile, type Blockdev, type DiskCache } from '../backends/qemu/storage-daemon.js';
 import { checkBoot, isNamed, type MachineType } from './machine-type.js';
 import { MAX_VCPUS, PCI, USER_MMIO, VIRTIO_MMIO } from './layout.js';
-import type { QemuProperties } from '../backends/qemu/remote-pci/device.js';
+import type { QemuProperties } from '../backends/qemu/pci-arguments.js';
 import type { DeviceConfig, DriveConfig, MachineConfig, NetConfig, ShareConfig } from './machine.js';
 import type { CpuTemplate } from './cpuid-policy.js';
 

@@ -1,8 +1,11 @@
 import { stat } from 'node:fs/promises';
 import { FileBackend } from '../backends/local/file.js';
 import { ShareServer } from '../backends/local/share/server.js';
+import { qemuPciArguments, withOwnNodes } from '../backends/qemu/pci-arguments.js';
 import { VmmError } from '../errors.js';
 import type { DriveConfig, MachineConfig, NetConfig, ShareConfig } from './machine.js';
+import { blkFrontend, escapeComma, frontendArguments, frontendOf, fsFrontend } from './qemu-frontend.js';
+import type { ServedDevices } from './qemu-served.js';
 
 /** What a machine in QEMU is not given: the option, with what of it where that is not all; and when it was asked for. */
 interface Refusal {
@@ -16,13 +19,17 @@ export const REFUSED_UNDER_TCG: readonly Refusal[] = [
   // TCG's processor, an AMD, shows no threads.
   { option: 'threadsPerCore', asked: ({ threadsPerCore }) => threadsPerCore !== 1 },
   { option: 'cpuTemplate', what: "`'baseline'`", asked: ({ cpuTemplate }) => cpuTemplate !== 'host' },
-  { option: 'drives', what: '`rateLimit`', asked: ({ drives }) => drives.some((drive) => 'rateLimit' in drive) },
-  { option: 'net', what: '`rateLimit`', asked: ({ net }) => net.some((card) => card.rateLimit !== undefined) },
-  { option: 'net', what: 'type `port`', asked: ({ net }) => net.some(({ type }) => type === 'port') },
-  { option: 'net', what: 'a tap by its `fd`', asked: ({ net }) => net.some((card) => 'fd' in card) },
   { option: 'testdev', what: 'another `arch`', asked: ({ testdev, arch }) => testdev && arch !== 'x86_64' },
-  { option: 'vhostUser', asked: ({ vhostUser }) => vhostUser.length > 0 },
-  { option: 'devices', asked: ({ devices }) => devices.length > 0 },
+  {
+    option: 'vhostUser',
+    what: 'devices other than blk, net, fs, rng and 19 (vsock)',
+    asked: ({ vhostUser }) => vhostUser.some(({ kind }) => frontendOf(kind) === undefined),
+  },
+  {
+    option: 'devices',
+    what: 'a `module`',
+    asked: ({ devices }) => devices.some(({ type }) => type === 'module'),
+  },
   {
     option: 'virtioTransport',
     what: "`'mmio'`",
@@ -30,8 +37,8 @@ export const REFUSED_UNDER_TCG: readonly Refusal[] = [
   },
 ];
 
-const needsVirtio = ({ drives, net, shares, rng, console, consolePorts, balloon, vsock }: MachineConfig) =>
-  [drives, net, shares, consolePorts].some(({ length }) => length > 0) ||
+const needsVirtio = ({ drives, net, shares, rng, console, consolePorts, balloon, vsock, vhostUser }: MachineConfig) =>
+  [drives, net, shares, consolePorts, vhostUser].some(({ length }) => length > 0) ||
   [rng, console === 'virtio', balloon, vsock].some(Boolean);
 
 /** What cannot be the same is refused, not ignored. @throws VmmError code "ACCEL_UNAVAILABLE" naming all of it. */
@@ -54,49 +61,80 @@ export async function checkShares(shares: readonly ShareConfig[]): Promise<void>
   }
 }
 
+export type LocalDrive = Extract<DriveConfig, { backend: 'local' }>;
+
+/** Devices that are ours, served to QEMU, for its own cannot do what they shall. */
+export const isServedDrive = (drive: DriveConfig): drive is LocalDrive =>
+  drive.backend === 'local' && drive.rateLimit !== undefined;
+export const isServedCard = (card: NetConfig) =>
+  card.type === 'port' || card.rateLimit !== undefined || (card.type === 'tap' && card.fd !== undefined);
+
+/** Images of local drives, by the drive's index. */
+export interface LockedImages extends AsyncDisposable {
+  get(index: number): FileBackend;
+}
+
 /**
- * Opens the images of local drives as the KVM machine does, though QEMU reads and writes them: for the same errors, and
- * for the lock that keeps others out.
+ * Opens the images of local drives as the KVM machine does, though QEMU reads and writes most of them: for the same errors,
+ * and for the lock that keeps others out.
  *
  * @returns To be closed when QEMU is gone. @throws VmmError code "SYSCALL", "BUSY", "INVALID_ARGUMENT".
  */
-export async function lockImages(drives: readonly DriveConfig[]): Promise<AsyncDisposable> {
-  const images: FileBackend[] = [];
-  const close = async () => void (await Promise.all(images.map((image) => image.close())));
+export async function lockImages(drives: readonly DriveConfig[]): Promise<LockedImages> {
+  const images = new Map<number, FileBackend>();
+  const close = async () => void (await Promise.all(Array.from(images.values(), (image) => image.close())));
   try {
-    for (const drive of drives) {
-      if (drive.backend === 'local') images.push(await FileBackend.open(drive));
+    for (const [index, drive] of drives.entries()) {
+      if (drive.backend === 'local') images.set(index, await FileBackend.open(drive));
     }
   } catch (error) {
     await close();
     throw error;
   }
-  return { [Symbol.asyncDispose]: close };
+  return { get: (index) => images.get(index)!, [Symbol.asyncDispose]: close };
 }
 
-/** QEMU's arguments for its own virtio devices, of a configuration that {@link checkSupported} let pass. */
-export async function deviceArguments(config: MachineConfig): Promise<string[]> {
-  const { drives, net, shares, rng, balloon, kernelPath } = config;
-  // Firmware tries the disks in their order.
-  const boots = kernelPath === undefined;
-  const disks = await Promise.all(drives.map((drive, i) => driveArguments(drive, i, boots ? { bootindex: i } : {})));
+/**
+ * QEMU's arguments for its virtio and PCI devices, of a configuration that {@link checkSupported} let pass. Linux names disks
+ * and cards by their order here.
+ */
+export async function deviceArguments(config: MachineConfig, served: ServedDevices): Promise<string[]> {
+  const { drives, net, shares, rng, balloon, vhostUser, devices } = config;
+  const disks = await Promise.all(
+    drives.map(async (drive, i) => served.argumentsOf(`drive${i}`) ?? (await driveArguments(drive, i, config))),
+  );
   return [
     ...(needsSharedMemory(config) ? sharedMemory(config) : []),
     ...consoleArguments(config),
     ...disks.flat(),
-    ...net.flatMap(netArguments),
+    ...net.flatMap((card, i) => served.argumentsOf(`net${i}`) ?? netArguments(card, i)),
     ...shares.flatMap(shareArguments),
     ...(rng ? ['-device', 'virtio-rng-pci'] : []),
+    ...(served.argumentsOf('vsock') ?? []),
     ...(balloon ? ['-device', `virtio-balloon-pci,id=${BALLOON.id},deflate-on-oom=on,free-page-reporting=on`] : []),
+    ...vhostUser.flatMap(({ socket, kind }, i) => frontendArguments(`vhostUser${i}`, socket, frontendOf(kind)!)),
+    // Not by the id that the user chose: that may be one of QEMU's, or none that it takes.
+    ...devices.flatMap((device, i) =>
+      device.type === 'qemu-pci' ? qemuPciArguments(`pci${i}`, withOwnNodes(`pci${i}`, device)) : [],
+    ),
   ];
 }
+
+/** Firmware tries the disks in their order. */
+export const bootOrder = ({ kernelPath }: MachineConfig, index: number) =>
+  kernelPath === undefined ? { bootindex: index } : {};
 
 /** The balloon, and where QEMU's object model has it. */
 export const BALLOON = { id: 'balloon', path: '/machine/peripheral/balloon' } as const;
 
 /** Whether others than QEMU read and write the guest's memory, or look how much of it there is. */
-const needsSharedMemory = ({ vsock, shares, balloon }: MachineConfig) =>
-  vsock !== undefined || balloon || shares.some(({ backend }) => backend === 'vhost-user');
+const needsSharedMemory = ({ vsock, shares, balloon, drives, net, vhostUser }: MachineConfig) =>
+  vsock !== undefined ||
+  balloon ||
+  vhostUser.length > 0 ||
+  [...drives, ...shares].some(({ backend }) => backend === 'vhost-user') ||
+  drives.some(isServedDrive) ||
+  net.some(isServedCard);
 
 const sharedMemory = ({ memoryBytes }: MachineConfig) => [
   ...['-object', `memory-backend-memfd,id=ram,share=on,size=${Math.ceil(memoryBytes / 2 ** 10)}k`],
@@ -119,8 +157,9 @@ function consoleArguments({ console, consolePorts }: MachineConfig): string[] {
   ];
 }
 
-async function driveArguments(drive: DriveConfig, index: number, boot: { bootindex?: number }): Promise<string[]> {
+async function driveArguments(drive: DriveConfig, index: number, config: MachineConfig): Promise<string[]> {
   const id = `drive${index}`;
+  const boot = bootOrder(config, index);
   const node = { 'node-name': id, 'read-only': drive.readOnly, discard: 'unmap' };
   const device = { driver: 'virtio-blk-pci', drive: id, ...boot };
   switch (drive.backend) {
@@ -136,7 +175,7 @@ async function driveArguments(drive: DriveConfig, index: number, boot: { bootind
         { ...device, ...(drive.cache === 'writethrough' && { 'write-cache': 'off' }) },
       );
     case 'vhost-user':
-      throw new VmmError('INVALID_STATE', 'a disk of another process is for KVM');
+      return frontendArguments(id, drive.path, blkFrontend(config.cpus, boot));
   }
 }
 
@@ -149,22 +188,19 @@ function shareArguments(share: ShareConfig, index: number): string[] {
       const model = share.ids === 'passthrough' ? 'passthrough' : 'none';
       const readOnly = share.readOnly ? ',readonly=on' : '';
       return [
-        ...['-fsdev', `local,id=${id},path=${escape(share.dir)},security_model=${model},multidevs=remap${readOnly}`],
+        ...[
+          '-fsdev',
+          `local,id=${id},path=${escapeComma(share.dir)},security_model=${model},multidevs=remap${readOnly}`,
+        ],
         ...['-device', JSON.stringify({ driver: 'virtio-9p-pci', fsdev: id, mount_tag: tag })],
       ];
     }
     case 'vhost-user':
-      return [
-        ...['-chardev', `socket,id=${id},path=${escape(share.path)}`],
-        ...['-device', JSON.stringify({ driver: 'vhost-user-fs-pci', chardev: id, tag })],
-      ];
+      return frontendArguments(id, share.path, fsFrontend(tag));
     case 'virtiofsd':
       throw new VmmError('INVALID_STATE', "a share of virtiofsd's has to be served by then");
   }
 }
-
-/** In a list of QEMU's, a comma of a value is two. */
-const escape = (value: string) => value.replaceAll(',', ',,');
 
 /** As JSON: a path may hold commas. */
 const blockdev = (node: object, device: object) => [
@@ -194,8 +230,8 @@ function netdev(id: string, net: NetConfig): string {
       return `user,id=${id}${forwards.join('')}`;
     }
     case 'tap':
-      return `tap,id=${id},ifname=${escape(net.name!)},script=no,downscript=no`;
+      return `tap,id=${id},ifname=${escapeComma(net.name!)},script=no,downscript=no`;
     case 'port':
-      throw new VmmError('INVALID_STATE', 'a card of the program is for KVM');
+      throw new VmmError('INVALID_STATE', 'a card of the program has to be served by then');
   }
 }

@@ -72,7 +72,7 @@ export class QemuGuest {
     const foreign = arch === 'x86_64' && kernelPath !== undefined && (await isForeignKernel(kernelPath));
     // Linux counts timer interrupts at boot, and panics when a busy host emulates too few; KVM tells it not to look.
     const linux = arch === 'x86_64' && platform.accel === 'tcg' ? `no_timer_check ${config.cmdline}` : config.cmdline;
-    const served = links.serve();
+    const served = await links.serve();
     try {
       const process = await QemuProcess.start({
         program: programOf(config),
@@ -83,13 +83,11 @@ export class QemuGuest {
         args: [
           ...platform.args,
           ...qemuArguments(config, foreign ? config.kernelArguments : linux, platform),
-          ...(await deviceArguments(config)),
-          ...served.args,
+          ...(await deviceArguments(config, served)),
         ],
-        inherit: served.inherit,
         ...options,
       });
-      served.handOver();
+      await served.handOver();
       return new QemuGuest(config, platform.accel, process, served);
     } catch (error) {
       await served.close();

@@ -1,11 +1,23 @@
 import type { Duplex } from 'node:stream';
 import { VsockSocket } from '../backends/local/vsock-socket.js';
+import { QUEUE_SIZE } from '../devices/virtio/blk/config.js';
 import type { VsockAcceptor } from '../devices/virtio/vsock/backend.js';
 import { VirtioVsock } from '../devices/virtio/vsock/vsock.js';
 import { VmmError } from '../errors.js';
-import type { MachineConfig } from './machine.js';
+import type { MachineConfig, NetConfig } from './machine.js';
 import { Virtiofsd } from '../backends/qemu/virtiofsd.js';
-import { checkShares, lockImages, portChardev } from './qemu-devices.js';
+import { NetPort } from './net-port.js';
+import {
+  bootOrder,
+  checkShares,
+  isServedCard,
+  isServedDrive,
+  lockImages,
+  portChardev,
+  type LocalDrive,
+  type LockedImages,
+} from './qemu-devices.js';
+import { blkFrontend, netFrontend } from './qemu-frontend.js';
 import type { QemuGuest } from './qemu-guest.js';
 import { QemuPort } from './qemu-port.js';
 import { ServedDevices, type DeviceToServe } from './qemu-served.js';
@@ -23,11 +35,14 @@ export class QemuLinks {
   readonly #errors = new Map<string, VmmError>();
   /** By the index of a share. */
   readonly #daemons = new Map<number, Virtiofsd>();
-  readonly #images: AsyncDisposable;
+  readonly #images: LockedImages;
   /** The machine's ends of the program's streams: the same ones as between a program and a machine's worker. */
   readonly #streams: StreamHub;
   readonly #programs = new Map<string, RemoteStream>();
   readonly #ports: readonly QemuPort[];
+  /** By the index of a card of type `port`: the program's streams, and this machine's ends. */
+  readonly #programNets = new Map<number, RemoteStream>();
+  readonly #netPorts: ReadonlyMap<number, NetPort>;
   readonly #vsockPorts: VsockPorts;
   #vsockSocket: VsockSocket | undefined;
   #state: 'alive' | 'ended' | 'closed' = 'alive';
@@ -46,7 +61,7 @@ export class QemuLinks {
     }
   }
 
-  private constructor(config: MachineConfig, images: AsyncDisposable) {
+  private constructor(config: MachineConfig, images: LockedImages) {
     this.#config = config;
     this.#images = images;
     // Later, as between threads: what the program does with a stream is not the device's affair.
@@ -54,6 +69,12 @@ export class QemuLinks {
     this.#streams = new StreamHub((message) => queueMicrotask(() => here.receive(message)));
     here.accept('console-port', (stream, name) => this.#programs.set(name as string, stream));
     this.#ports = config.consolePorts.map((name) => new QemuPort(name, this.#streams.open('console-port', name)));
+    here.accept('net', (stream, index) => this.#programNets.set(index as number, stream));
+    this.#netPorts = new Map(
+      config.net.flatMap(({ type }, index) =>
+        type === 'port' ? [[index, new NetPort(this.#streams.open('net', index, { objectMode: true }))]] : [],
+      ),
+    );
     const ports = new VsockPorts(this.#streams);
     this.#vsockPorts = ports;
     const call = async <T>(method: () => T | Promise<T>): Promise<T> => {
@@ -92,21 +113,63 @@ export class QemuLinks {
     throw new VmmError('INVALID_ARGUMENT', `there is no console port named ${name}; consolePorts has: ${known}`);
   }
 
-  /** Devices for one more QEMU. */
-  serve(): ServedDevices {
+  /** @throws VmmError code "INVALID_ARGUMENT" for the index of a card of another type, or of none. */
+  net(index: number): Duplex {
+    const stream = this.#programNets.get(index);
+    if (stream) return stream;
+    throw new VmmError('INVALID_ARGUMENT', `net[${index}] is no network card of type "port"; only those have a stream`);
+  }
+
+  /** Devices for one more QEMU. @throws VmmError as the networks behind them do. */
+  async serve(): Promise<ServedDevices> {
+    const { drives, net, vsock } = this.#config;
+    this.#errors.clear();
     const devices: DeviceToServe[] = [];
-    const { vsock } = this.#config;
-    if (vsock) {
-      const device = new VirtioVsock({ cid: vsock.cid, onRequest: this.#acceptVsock });
-      const adopt = () => void (this.#vsockPorts.device = device);
-      devices.push({ id: 'vsock', driver: 'vhost-user-vsock-pci', device, adopt });
+    try {
+      for (const [index, drive] of drives.entries()) {
+        if (isServedDrive(drive)) devices.push(await this.#disk(index, drive));
+      }
+      for (const [index, card] of net.entries()) {
+        if (isServedCard(card)) devices.push(await this.#card(index, card));
+      }
+      if (vsock) {
+        const device = new VirtioVsock({ cid: vsock.cid, onRequest: this.#acceptVsock });
+        const adopt = () => void (this.#vsockPorts.device = device);
+        devices.push({ id: 'vsock', frontend: { driver: 'vhost-user-vsock-pci' }, device, adopt });
+      }
+      return await ServedDevices.open(devices);
+    } catch (error) {
+      await Promise.all(devices.map(async ({ backend }) => backend?.close()));
+      throw error;
     }
-    return new ServedDevices(devices);
+  }
+
+  async #disk(index: number, { readOnly, serial, rateLimit }: LocalDrive): Promise<DeviceToServe> {
+    const { VirtioBlk } = await import('../devices/virtio/blk/blk.js');
+    const queues = this.#config.cpus;
+    return {
+      id: `drive${index}`,
+      frontend: blkFrontend(queues, { 'queue-size': QUEUE_SIZE, ...bootOrder(this.#config, index) }),
+      // The image outlives this QEMU.
+      device: new VirtioBlk({
+        backend: this.#images.get(index),
+        readOnly,
+        queues,
+        ...(serial !== undefined && { serial }),
+        ...(rateLimit && { rateLimit }),
+      }),
+    };
+  }
+
+  async #card(index: number, net: NetConfig): Promise<DeviceToServe> {
+    const { openNetCard } = await import('./net-card.js');
+    const id = `net${index}`;
+    const { device, backend } = await openNetCard(net, this.#netPorts.get(index), (error) => this.#report(id, error));
+    return { id, device, backend, frontend: netFrontend(device.mac, net.mtu ?? backend.mtu) };
   }
 
   /** This QEMU is the machine from now on. */
   attach({ served, process }: QemuGuest): void {
-    this.#errors.clear();
     served.adopt();
     served.watch(process, (device, error) => this.#report(device, error));
     this.#ports.forEach((port, index) => port.attach(process.chardevs[portChardev(index)]));

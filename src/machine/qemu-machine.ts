@@ -176,13 +176,18 @@ export class QemuMachine implements Machine {
     return this.#links.vsock;
   }
 
-  /** There are none. */
-  net(index: number): never {
-    throw new VmmError('ACCEL_UNAVAILABLE', `net[${index}]: network cards need KVM`);
+  net(index: number): Duplex {
+    if (this.#state === 'closed') throw closed('net');
+    return this.#links.net(index);
   }
 
+  /** No QEMU tells a console a size. @throws VmmError code "ACCEL_UNAVAILABLE", or "INVALID_STATE" where it is a serial port. */
   resizeConsole(): Promise<never> {
-    return Promise.reject(new VmmError('ACCEL_UNAVAILABLE', 'QEMU tells a console no size: this needs KVM'));
+    const refusal =
+      this.#config.console === 'serial'
+        ? new VmmError('INVALID_STATE', 'a serial console has no size: make the machine with console: "virtio"')
+        : new VmmError('ACCEL_UNAVAILABLE', 'QEMU tells a console no size: this needs a microvm under KVM');
+    return Promise.reject(refusal);
   }
 
   readonly balloon: Balloon = {

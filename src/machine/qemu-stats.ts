@@ -27,8 +27,9 @@ export type QemuBlkCounters = Omit<BlkCounters, 'writeZeroes' | 'throttled' | 'e
   errors: Pick<BlkCounters['errors'], 'backend' | 'outOfRange'>;
 };
 
-/** QEMU's own virtio devices, by the names that they have under KVM. Of other devices than disks QEMU counts nothing. */
-export function qemuDevices({ console, consolePorts, drives, net, shares, rng, balloon }: MachineConfig) {
+/** QEMU's own devices, by the names that they have under KVM. Of other devices than disks QEMU counts nothing. */
+export function qemuDevices(config: MachineConfig) {
+  const { console, consolePorts, drives, net, shares, rng, balloon, vhostUser, devices } = config;
   const all = (kind: string, list: readonly unknown[], name: string) =>
     list.map((_, index) => [`${kind}${index}`, name] as const);
   const names = [
@@ -40,6 +41,8 @@ export function qemuDevices({ console, consolePorts, drives, net, shares, rng, b
     ),
     ...(rng ? [['rng', 'virtio-rng'] as const] : []),
     ...(balloon ? [['balloon', 'virtio-balloon'] as const] : []),
+    ...vhostUser.map(({ kind }, index) => [`vhostUser${index}`, kind.name] as const),
+    ...devices.flatMap((device) => (device.type === 'qemu-pci' ? [[device.id, device.device] as const] : [])),
   ];
   return Object.fromEntries(names.map(([id, name]) => [id, { name, failures: 0 } satisfies DeviceStats]));
 }

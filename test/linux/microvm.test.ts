@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { guestSetup } from '../../src/cli/guest-setup.js';
 import { ensureInstalled } from '../../src/guest/debian.js';
-import type { BlkCounters } from '../../src/index.js';
+import type { BlkCounters, NetCounters } from '../../src/index.js';
 import {
   bootGuests,
   linuxGuest,
@@ -65,6 +65,39 @@ echo 'balloon: ready'; read line
 exit 42
 `;
 
+const MORE_DISKS = ['vda', 'vdb', 'vdc', 'nvme'];
+
+/** Devices with limits, of the program, of its backends, and of QEMU. Two cards are one wire, and far is its other end. */
+const MORE = `
+sum() { sha256sum | cut -c 1-64; }
+disk() {
+  dd if=/dev/urandom of=/dev/$1 bs=1M count=${DISK_MIB} conv=fsync 2>/dev/null
+  echo 3 >/proc/sys/vm/drop_caches
+  echo "$2: $(sum </dev/$1)"
+}
+echo "serials: $(cat /sys/block/vda/serial) $(cat /sys/block/vdb/serial)"
+for name in vda vdb vdc; do disk $name $name; done
+disk "$(grep -l '^NVME ' /sys/block/nvme*/device/serial | cut -d / -f 4)" nvme
+echo "hwrng: $(head -c 4096 /dev/hwrng | wc -c) bytes"
+
+mkdir /www; dd if=/dev/urandom of=/www/data bs=1k count=512 2>/dev/null
+mkfifo /tmp/go
+unshare -n sh -c '
+  read line; ip address add 10.9.0.2/24 dev eth1; ip link set eth1 up; httpd -h /www; echo up
+  read line; wget -q -O - http://10.9.0.1/data | cmp - /www/data && echo "far: the same"
+' </tmp/go >/tmp/far & far=$!
+exec 4>/tmp/go
+until [ "$(readlink /proc/$far/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.1; done
+ip link set eth1 netns $far; echo >&4
+ip address add 10.9.0.1/24 dev eth0; ip link set eth0 up; httpd -h /www
+echo "eth0: $(cat /sys/class/net/eth0/address), mtu $(cat /sys/class/net/eth0/mtu)"
+until grep -q up /tmp/far; do sleep 0.1; done
+time -p wget -q -O /tmp/near http://10.9.0.2/data 2>&1; cmp /tmp/near /www/data && echo 'near: the same'
+echo >&4; wait $far; cat /tmp/far
+
+vsock-peer echo 1000 1 & echo 'vsock: up'; wait $!
+`;
+
 /** Tells its boots apart by its disk. In the first it leaves files in memory, in the second it waits for the power button. */
 const LIFE = `
 boot=$(($(head -c 1 /dev/vda) + 1))
@@ -93,10 +126,11 @@ describe.each(['kvm', 'tcg'] as const)('a MicroVM under %s', (accel) => {
       // The nested host has this folder read-only below one of its own: now it has its own.
       await runNested(['touch', path('share/ready')]);
     }
+    for (const name of MORE_DISKS) await writeFile(path(`${name}.img`), Buffer.alloc(DISK_MIB * MIB));
     await writeFile(path('life.img'), Buffer.alloc(512, '0'));
     const source = new URL('programs/vsock-peer.c', import.meta.url).pathname;
     execFileSync('gcc', ['-static', '-O2', '-Wall', '-Werror', '-o', path('vsock-peer'), source]);
-    guests = await bootGuests([await devicesPlan(), await lifePlan()], accel);
+    guests = await bootGuests([await devicesPlan(), await morePlan(), await lifePlan()], accel);
   });
 
   afterAll(() => scratch[Symbol.asyncDispose]());
@@ -162,6 +196,56 @@ describe.each(['kvm', 'tcg'] as const)('a MicroVM under %s', (accel) => {
     };
   }
 
+  async function morePlan(): Promise<GuestPlan> {
+    const devices = { console: 'serial', drives: 3, nets: 0, rng: true, vsock: true, transport: 'pci' } as const;
+    const { modules, files } = guestSetup(devices);
+    const guest = await linuxGuest(path('more.cpio'), {
+      modules: [...modules, 'virtio_net', 'af_packet'],
+      files: [...files, { path: '/bin/vsock-peer', bytes: await readFile(path('vsock-peer')), mode: 0o755 }],
+      command: ['sh', '-c', MORE],
+    });
+    const image = (name: string) => path(`${name}.img`);
+    const socket = (name: string) => `/tmp/vmexit-${name}-${accel}`;
+    const limit = { bytesPerSecond: 4 * MIB, burstBytes: MIB };
+    return {
+      name: 'more',
+      options: {
+        ...guest,
+        drives: [
+          { path: image('vda'), serial: 'LIMITED', rateLimit: limit },
+          { path: image('vdb'), serial: 'PLAIN' },
+        ],
+        net: [
+          { type: 'port', mac: '52:54:00:65:43:21', mtu: 9000 },
+          { type: 'port', rateLimit: { bytesPerSecond: 256 * 1024 } },
+        ],
+        vhostUser: [
+          { socket: socket('blk'), type: 'blk', queues: 1 },
+          { socket: socket('rng'), type: 'rng' },
+          { socket: socket('vsock'), type: 19, queues: 3, config: 8 },
+        ],
+        devices: ['nvme', 'empty'].map((name) => ({
+          type: 'qemu-pci',
+          device: 'nvme',
+          props: { serial: name.toUpperCase(), drive: 'disk' },
+          blockdevs: [
+            name === 'empty'
+              ? { driver: 'null-co', 'node-name': 'disk', size: MIB }
+              : { driver: 'raw', 'node-name': 'disk', file: { driver: 'file', filename: image(name) } },
+          ],
+        })),
+      },
+      backends: [
+        { type: 'blk', socket: socket('blk'), path: image('vdc') },
+        { type: 'rng', socket: socket('rng') },
+        { type: 'vsock', socket: socket('vsock'), cid: 9, udsPath: socket('uds') },
+      ],
+      join: [0, 1],
+      hash: MORE_DISKS.map(image),
+      steps: [{ when: 'vsock: up', act: 'vsockUnix', path: socket('uds'), port: 1000, bytes: MIB }],
+    };
+  }
+
   async function lifePlan(): Promise<GuestPlan> {
     const { modules } = guestSetup({ console: 'serial', drives: 1, nets: 0, rng: false, transport: 'pci' });
     const guest = await linuxGuest(path('life.cpio'), {
@@ -190,6 +274,49 @@ describe.each(['kvm', 'tcg'] as const)('a MicroVM under %s', (accel) => {
     expect(output).toContain(`vda: ${sum}, serial SERIAL-7, read-only 1\n`);
     expect(hashes[path('ro.img')]).toBe(sum);
     expect(output).toContain(`vdb: ${hashes[path('rw.img')]}\n`);
+  });
+
+  it('writes and reads disks with a limit, without, of a backend of the user and of QEMU, in their order', () => {
+    const { exit, error, output, hashes } = guests['more'];
+    expect({ exit, error }, output).toEqual({ exit: { reason: 'shutdown', debugExit: 0 }, error: undefined });
+    expect(output).toMatch(/^serials: LIMITED PLAIN\r?$/m);
+    for (const name of MORE_DISKS) expect(output).toContain(`${name}: ${hashes[path(`${name}.img`)]}`);
+  });
+
+  it('keeps a disk and a network card to their limits', () => {
+    const { output, stats } = guests['more'];
+    const { name, counters } = stats['end'].devices['drive0'];
+    expect(name).toBe('virtio-blk');
+    expect((counters as unknown as BlkCounters).throttled).toBeGreaterThan(0);
+    // A tenth of a second's is free; 512 KiB at 256 KiB a second.
+    expect(Number(/^real +([\d.]+)/m.exec(output)?.[1])).toBeGreaterThan(1.8);
+  });
+
+  it('has network cards whose frames pass through the program, both ways', () => {
+    const { output, stats } = guests['more'];
+    expect(output).toMatch(/^eth0: 52:54:00:65:43:21, mtu 9000\r?$/m);
+    expect(output).toMatch(/^near: the same\r?$/m);
+    expect(output).toMatch(/^far: the same\r?$/m);
+    const [left, right] = ['net0', 'net1'].map((id) => stats['end'].devices[id].counters as unknown as NetCounters);
+    expect(left.transmitted.bytes).toBeGreaterThan(MIB / 2);
+    expect(right.transmitted.bytes).toBeGreaterThan(MIB / 2);
+    expect(left.received.frames).toBe(right.transmitted.frames);
+  });
+
+  it('has what backends of the user are', () => {
+    const { output, echoed, stats } = guests['more'];
+    expect(output).toMatch(/^hwrng: 4096 bytes\r?$/m);
+    expect(echoed['unix 1000']).toBe(MIB);
+    const names = Object.entries(stats['end'].devices).map(([id, { name, failures }]) => [id, name, failures]);
+    expect(names).toEqual(
+      expect.arrayContaining([
+        ['vhostUser0', 'vhost-user-blk', 0],
+        ['vhostUser1', 'vhost-user-rng', 0],
+        ['vhostUser2', 'vhost-user-19', 0],
+        ['device0', 'nvme', 0],
+        ['device1', 'nvme', 0],
+      ]),
+    );
   });
 
   it('draws entropy from the host', () => {

@@ -258,6 +258,13 @@ describe('a machine under TCG', () => {
     }
   });
 
+  it('cannot tell a console its size, and says why', async () => {
+    const { machine } = await create();
+    await expect(machine.resizeConsole()).rejects.toMatchObject({ code: 'INVALID_STATE' });
+    const { machine: another } = await create({ console: 'virtio' });
+    await expect(another.resizeConsole()).rejects.toMatchObject({ code: 'ACCEL_UNAVAILABLE' });
+  });
+
   it('takes calls in any order at once without losing a process', async () => {
     const { machine, pids } = await create();
     await machine.start();

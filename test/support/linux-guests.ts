@@ -1,7 +1,7 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { BalloonStats, MachineExit, MachineStats, MicroVMOptions } from '../../src/index.js';
+import type { BalloonStats, MachineExit, MachineStats, MicroVMOptions, ServeDeviceOptions } from '../../src/index.js';
 import { execa } from 'execa';
 import { findBusybox } from '../../src/guest/busybox.js';
 import { buildInitramfs, type InitramfsOptions } from '../../src/guest/initramfs.js';
@@ -48,6 +48,8 @@ export interface GuestPlan {
   consoleSize?: { columns: number; rows: number };
   /** Two network cards of type `port`, by index, to be piped together. */
   join?: [number, number];
+  /** Devices to be served to it, while it runs. */
+  backends?: ServeDeviceOptions[];
   /** A port of the host, whose connections get back what they send. */
   vsockEcho?: number;
   steps?: GuestStep[];

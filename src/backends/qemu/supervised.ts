@@ -91,8 +91,8 @@ export class SupervisedProcess {
 
   /** The lines in which QEMU (or what started it) speaks, without its warnings and its register dumps, in one line. */
   get stderrMessage(): string {
-    const spoken = /^(\S*\/)?(qemu[\w-]*|setpriv): (?!warning: )/;
-    const lines = this.#stderr.split('\n').filter((line) => spoken.test(line));
+    const spoken = /^(\S*\/)?(qemu[\w-]*|setpriv): /;
+    const lines = this.#stderr.split('\n').filter((line) => spoken.test(line) && !line.includes(': warning: '));
     return lines.slice(-5).join('; ');
   }
 

@@ -12,7 +12,7 @@ import process from 'node:process';
 import { clearTimeout, setTimeout } from 'node:timers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Buffer } from 'node:buffer';
-import { MicroVM } from 'vmexit';
+import { MicroVM, serveDevice } from 'vmexit';
 
 const plans = JSON.parse(await text(process.stdin));
 const reports = [];
@@ -29,16 +29,20 @@ for (const plan of plans) {
 const toJson = (_key, value) => (typeof value === 'bigint' ? `0x${value.toString(16)}` : value);
 process.stdout.write(JSON.stringify(reports, toJson));
 
-async function run({ name, options, consoleSize, join, vsockEcho, steps = [], serve, hash = [], timeoutMs = 240_000 }) {
+async function run(plan) {
+  const { name, options, consoleSize, join, vsockEcho, backends = [], steps = [], serve, hash = [] } = plan;
+  const { timeoutMs = 240_000 } = plan;
   const server =
     serve &&
     createServer((request, response) =>
       response.end(request.url === '/large' ? Buffer.alloc(serve.largeBytes) : serve.body),
     );
   if (server) await new Promise((resolve) => server.listen(serve.port, serve.address ?? '127.0.0.1', resolve));
+  const served = [];
   let vm;
   let timer;
   try {
+    for (const backend of backends) served.push(await serveDevice(backend));
     vm = await MicroVM.create({ accel: 'kvm', ...options });
     const report = { name, output: '', stats: {}, fetched: {}, echoed: {}, deviceErrors: [], balloon: {}, hashes: {} };
     const acts = {
@@ -141,6 +145,7 @@ async function run({ name, options, consoleSize, join, vsockEcho, steps = [], se
   } finally {
     clearTimeout(timer);
     await vm?.close();
+    for (const device of served) await device.close();
     server?.closeAllConnections();
     server?.close();
   }

@@ -46,13 +46,13 @@ describe('docs/accelerators.md', () => {
   it.each<[keyof MicroVMOptions, Partial<MicroVMOptions>]>([
     ['threadsPerCore', { cpus: 2, threadsPerCore: 2 }],
     ['cpuTemplate', { cpuTemplate: 'baseline' }],
-    ['drives', { drives: [{ path: 'd', rateLimit: { opsPerSecond: 1 } }] }],
-    ['net', { net: [{ type: 'user', rateLimit: { opsPerSecond: 1 } }] }],
-    ['net', { net: [{ type: 'port' }] }],
-    ['net', { net: [{ type: 'tap', fd: 7 }] }],
     ['testdev', { testdev: true, arch: 'aarch64' }],
+    ['vhostUser', { vhostUser: [{ socket: 's', type: 34, queues: 1 }] }],
+    ['vhostUser', { vhostUser: [{ socket: 's', type: 19, queues: 3, config: new Uint8Array(8) }] }],
     ['devices', { devices: [{ module: 'm', virtio: true }] }],
+    ['devices', { devices: [{ module: 'm', ports: { base: 0x300, count: 1 } }] }],
     ['virtioTransport', { virtioTransport: 'mmio', rng: true }],
+    ['virtioTransport', { virtioTransport: 'mmio', vhostUser: [{ socket: 's', type: 'rng' }] }],
   ])('is right that %s is refused where it says so', (option, options) => {
     const { config } = parseOptions({ kernel: 'k', ...options });
     expect(() => checkSupported(config)).toThrow(
@@ -85,6 +85,18 @@ describe('docs/accelerators.md', () => {
       ],
       balloon: true,
       vsock: { cid: 3, udsPath: 'v.sock' },
+    },
+    {
+      drives: [{ path: 'd', rateLimit: { opsPerSecond: 1 } }],
+      net: [{ type: 'user', rateLimit: { opsPerSecond: 1 } }, { type: 'port' }, { type: 'tap', fd: 7 }],
+      vhostUser: [
+        { socket: 's', type: 'blk' },
+        { socket: 's', type: 'net' },
+        { socket: 's', type: 'fs', tag: 't' },
+        { socket: 's', type: 'rng' },
+        { socket: 's', type: 19, queues: 3, config: 8 },
+      ],
+      devices: [{ type: 'qemu-pci', device: 'nvme', props: { serial: 's' } }],
     },
   ])('is right that %j is not', (options) => {
     expect(() => checkSupported(parseOptions({ kernel: 'k', ...options }).config)).not.toThrow();

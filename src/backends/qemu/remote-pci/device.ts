@@ -5,8 +5,8 @@ import type { PciFunction } from '../../../devices/pci/function.js';
 import { VmmError } from '../../../errors.js';
 import type { GuestMemory } from '../../../memory/guest-memory.js';
 import { addon, native } from '../../../native/addon.js';
+import { qemuPciArguments, type QemuDeviceDescription } from '../pci-arguments.js';
 import { QemuProcess } from '../process.js';
-import type { Blockdev } from '../storage-daemon.js';
 import { describeExit, lastWords } from '../supervised.js';
 import { RemoteConnection } from './connection.js';
 import { clearConfig, remoteConfig, type HiddenRange } from './remote-config.js';
@@ -18,23 +18,6 @@ const EXIT_GRACE_MS = 1_000;
 /** `x-remote-object` finds the device by its id. */
 const DEVICE_ID = 'd0';
 const SOCKET_FD = 3;
-
-export type QemuProperties = Readonly<Record<string, string | number | boolean>>;
-
-/** One device of QEMU's with what it stands on. */
-export interface QemuDeviceDescription {
-  /** QEMU's name of it, such as `nvme`. */
-  device: string;
-  props: QemuProperties;
-  /** Trees of block drivers, each named by its `node-name`, for the property `drive`. */
-  blockdevs: readonly Blockdev[];
-  /** A network behind the device: `{ type: 'user' }` and what else `-netdev` takes. */
-  netdev?: Readonly<Record<string, unknown>>;
-  /** What a sound card plays on, as `-audiodev` takes it. Default: `{ driver: 'none' }`, nothing. */
-  audiodev?: Readonly<Record<string, unknown>>;
-  /** Devices on a bus of this one's: `scsi-hd` of a SCSI controller. */
-  attached: readonly { device: string; props: QemuProperties }[];
-}
 
 export interface RemotePciDeviceConfig extends QemuDeviceDescription {
   /** Guest RAM; must stay until {@link RemotePciDevice.close} is over. */
@@ -214,26 +197,10 @@ export class RemotePciDevice implements PciFunction {
   }
 }
 
-function argumentsOf({ device, props, blockdevs, netdev, audiodev, attached }: QemuDeviceDescription): string[] {
-  const network = netdev && { id: 'net0', ...netdev };
-  // Always one: a sound card without looks for the host's, and while it does so it answers nothing.
-  const audio = { id: 'audio0', ...(audiodev ?? { driver: 'none' }) };
-  const own = { ...(network && { netdev: network.id }), ...(audiodev && { audiodev: audio.id }) };
+function argumentsOf(description: QemuDeviceDescription): string[] {
   return [
     ...['-machine', 'x-remote'],
-    ...blockdevs.flatMap((blockdev) => ['-blockdev', JSON.stringify(blockdev)]),
-    ...(network ? ['-netdev', JSON.stringify(network)] : []),
-    ...['-audiodev', JSON.stringify(audio)],
-    // An option ROM would be for firmware, and its file is in another package.
-    ...deviceArguments(device, { id: DEVICE_ID, romfile: '', ...own, ...props }),
-    ...attached.flatMap((other) => deviceArguments(other.device, other.props)),
+    ...qemuPciArguments(DEVICE_ID, description),
     ...['-object', `x-remote-object,id=remote,devid=${DEVICE_ID},fd=${SOCKET_FD}`],
   ];
-}
-
-function deviceArguments(device: string, props: QemuProperties): string[] {
-  const value = (given: string | number | boolean) =>
-    typeof given === 'boolean' ? (given ? 'on' : 'off') : String(given).replaceAll(',', ',,');
-  const properties = Object.entries(props).map(([name, given]) => `,${name}=${value(given)}`);
-  return ['-device', `${device}${properties.join('')}`];
 }

@@ -6,7 +6,7 @@ export const VIRTIO_FS_F_NOTIFICATION = 1n << 0n;
 export const HIPRIO_QUEUES = 1;
 export const QUEUE_SIZE = 1024;
 
-const CONFIG_TAG_BYTES = 36; // u8[36], UTF-8, padded with NUL
+export const CONFIG_TAG_BYTES = 36; // u8[36], UTF-8, padded with NUL
 const CONFIG_NUM_REQUEST_QUEUES = CONFIG_TAG_BYTES; // le32
 const CONFIG_BYTES = CONFIG_NUM_REQUEST_QUEUES + 4;
 
