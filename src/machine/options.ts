@@ -370,9 +370,9 @@ export interface MicroVMOptions {
   testdev?: boolean | undefined;
   /** Sockets between host and guest without a network: `vm.vsock`. */
   vsock?: VsockOptions | undefined;
-  /** Devices that other processes serve by vhost-user. Under KVM. */
+  /** Devices that other processes serve by vhost-user. */
   vhostUser?: readonly VhostUserOptions[] | undefined;
-  /** Devices of your own, and whole PCI devices of QEMU's. Under KVM. */
+  /** Devices of your own, under KVM, and whole PCI devices of QEMU's. */
   devices?: readonly DeviceOptions[] | undefined;
   /** How virtio devices are attached: PCI, the default, or MMIO. */
   virtioTransport?: 'pci' | 'mmio' | undefined;

@@ -5,6 +5,7 @@ import type { VsockAcceptor } from '../devices/virtio/vsock/backend.js';
 import { VirtioVsock } from '../devices/virtio/vsock/vsock.js';
 import { VmmError } from '../errors.js';
 import type { MachineConfig, NetConfig } from './machine.js';
+import type { QemuProcess } from '../backends/qemu/process.js';
 import { Virtiofsd } from '../backends/qemu/virtiofsd.js';
 import { NetPort } from './net-port.js';
 import {
@@ -45,6 +46,7 @@ export class QemuLinks {
   readonly #netPorts: ReadonlyMap<number, NetPort>;
   readonly #vsockPorts: VsockPorts;
   #vsockSocket: VsockSocket | undefined;
+  #process: QemuProcess | undefined;
   #state: 'alive' | 'ended' | 'closed' = 'alive';
 
   /** @throws VmmError code "SYSCALL", "BUSY", "INVALID_ARGUMENT" for images and paths, and as {@link Virtiofsd} does. */
@@ -164,12 +166,18 @@ export class QemuLinks {
   async #card(index: number, net: NetConfig): Promise<DeviceToServe> {
     const { openNetCard } = await import('./net-card.js');
     const id = `net${index}`;
-    const { device, backend } = await openNetCard(net, this.#netPorts.get(index), (error) => this.#report(id, error));
+    const onFailure = (error: VmmError) => {
+      this.#report(id, error);
+      // QEMU has the link's state, and asks no backend for it. It may be about to end.
+      this.#process?.qmp.executeAny('set_link', { name: id, up: false }).catch(() => {});
+    };
+    const { device, backend } = await openNetCard(net, this.#netPorts.get(index), onFailure);
     return { id, device, backend, frontend: netFrontend(device.mac, net.mtu ?? backend.mtu) };
   }
 
   /** This QEMU is the machine from now on. */
   attach({ served, process }: QemuGuest): void {
+    this.#process = process;
     served.adopt();
     served.watch(process, (device, error) => this.#report(device, error));
     this.#ports.forEach((port, index) => port.attach(process.chardevs[portChardev(index)]));

@@ -12,7 +12,7 @@ const ENDS: Record<string, ExitReason> = {
   'echo c >/proc/sysrq-trigger': 'panic',
 };
 
-describe.each(['tcg'] as const)('a MicroVM under %s', (accel) => {
+describe.each(['kvm', 'tcg'] as const)('a MicroVM under %s', (accel) => {
   let guests: Record<string, GuestReport>;
 
   beforeAll(async () => {
@@ -40,9 +40,11 @@ describe.each(['tcg'] as const)('a MicroVM under %s', (accel) => {
     expect({ exit, error }, output).toEqual({ exit: { reason, ...status }, error: undefined });
   });
 
-  it('crashes when it faults three times over, and tells where', () => {
+  it('crashes when it faults three times over, and tells where', ({ skip }) => {
     const { exit, error } = guests['crash'];
     expect({ reason: exit?.reason, error }).toEqual({ reason: 'crash', error: undefined });
+    expect(exit!.crash!.cause).toContain('triple fault');
+    skip(accel === 'kvm', 'the KVM of an AMD resets a processor before it reports that it shut down');
     expect(exit!.crash!.disassembly[0]).toMatch(/^f[0-9a-f]{15} {2}int3$/);
     expect(exit!.crash!.registers).toMatchObject({ cs: '0x10' });
   });

@@ -95,6 +95,11 @@ until grep -q up /tmp/far; do sleep 0.1; done
 time -p wget -q -O /tmp/near http://10.9.0.2/data 2>&1; cmp /tmp/near /www/data && echo 'near: the same'
 echo >&4; wait $far; cat /tmp/far
 
+ip link set eth2 up; echo "carrier: $(cat /sys/class/net/eth2/carrier)"
+echo 'passt: kill'; read line
+for i in $(seq 50); do [ "$(cat /sys/class/net/eth2/carrier)" = 0 ] && break; sleep 0.1; done
+echo "carrier: $(cat /sys/class/net/eth2/carrier)"
+
 vsock-peer echo 1000 1 & echo 'vsock: up'; wait $!
 `;
 
@@ -218,6 +223,7 @@ describe.each(['kvm', 'tcg'] as const)('a MicroVM under %s', (accel) => {
         net: [
           { type: 'port', mac: '52:54:00:65:43:21', mtu: 9000 },
           { type: 'port', rateLimit: { bytesPerSecond: 256 * 1024 } },
+          { type: 'user', rateLimit: { opsPerSecond: 1000 } },
         ],
         vhostUser: [
           { socket: socket('blk'), type: 'blk', queues: 1 },
@@ -242,7 +248,11 @@ describe.each(['kvm', 'tcg'] as const)('a MicroVM under %s', (accel) => {
       ],
       join: [0, 1],
       hash: MORE_DISKS.map(image),
-      steps: [{ when: 'vsock: up', act: 'vsockUnix', path: socket('uds'), port: 1000, bytes: MIB }],
+      steps: [
+        { when: 'passt: kill', act: 'killPasst' },
+        { when: 'passt: kill', act: 'type', text: '\n' },
+        { when: 'vsock: up', act: 'vsockUnix', path: socket('uds'), port: 1000, bytes: MIB },
+      ],
     };
   }
 
@@ -301,6 +311,14 @@ describe.each(['kvm', 'tcg'] as const)('a MicroVM under %s', (accel) => {
     expect(left.transmitted.bytes).toBeGreaterThan(MIB / 2);
     expect(right.transmitted.bytes).toBeGreaterThan(MIB / 2);
     expect(left.received.frames).toBe(right.transmitted.frames);
+  });
+
+  it('loses the link of a network that broke down, which is reported', () => {
+    const { output, deviceErrors, stats } = guests['more'];
+    expect(output).toMatch(/^carrier: 1\r?\n[^]*^carrier: 0\r?$/m);
+    expect(deviceErrors).toEqual([
+      { device: 'net2', code: 'NETWORK_FAILED', message: stats['end'].devices['net2'].error },
+    ]);
   });
 
   it('has what backends of the user are', () => {
