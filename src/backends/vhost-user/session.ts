@@ -11,6 +11,12 @@ import { Vring } from './vring.js';
  */
 const SETTLE_MS = 100;
 
+/**
+ * A frontend chooses its rings' sizes without knowing the device's: QEMU has up to 1,024 descriptors, and they cost nothing
+ * here.
+ */
+const MAX_RING_SIZE = 1024;
+
 interface Activation {
   context: VirtioContext;
   rings: readonly Vring[];
@@ -47,7 +53,7 @@ export class DeviceSession {
   constructor(device: VirtioDevice, events: DeviceSessionEvents) {
     this.#device = device;
     this.#events = events;
-    this.rings = device.queueSizes.map((size, index) => new Vring(index, size));
+    this.rings = device.queueSizes.map((_, index) => new Vring(index, MAX_RING_SIZE));
   }
 
   async setFeatures(features: bigint): Promise<void> {
