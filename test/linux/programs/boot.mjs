@@ -137,10 +137,11 @@ async function run(plan) {
     report.exit = await vm.exited;
     await acting;
     report.stats.end = await vm.stats();
-    for (const path of hash)
-      report.hashes[path] = createHash('sha256')
-        .update(await readFile(path))
-        .digest('hex');
+    for (const path of hash) {
+      // What the guest did not write must not hide what it said.
+      const bytes = await readFile(path).catch((error) => void (report.error ??= String(error)));
+      if (bytes) report.hashes[path] = createHash('sha256').update(bytes).digest('hex');
+    }
     return report;
   } finally {
     clearTimeout(timer);
