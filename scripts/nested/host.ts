@@ -39,8 +39,10 @@ const CPU = 'max,family=25,model=1,stepping=1';
 /**
  * no_timer_check: Linux counts timer interrupts at boot, and panics when a busy machine emulates too few.
  *
- * transparent_hugepage=never: of the guests that ever ended in a triple fault here, one by chance in dozens, each ran while
- * KVM had huge pages in its nested page tables, its own or a neighbour's. Suspected of QEMU 7.2's emulation, not proven.
+ * transparent_hugepage=never: a few guests in a hundred ended in a triple fault here, or hung, each while the pages of its
+ * private memory, or of QEMU's, were being replaced under KVM, by huge ones or when they were first written. None of
+ * hundreds has done so in a memfd, which is what machines have where there are no huge pages. Suspected of QEMU 7.2's
+ * emulation, not proven.
  */
 const CMDLINE = 'console=ttyS0 panic=-1 mitigations=off no_timer_check transparent_hugepage=never quiet';
 
