@@ -64,6 +64,7 @@ export class NestedHost implements AsyncDisposable {
   readonly client: NestedClient;
   readonly #qemu: ChildProcess;
   readonly #exited: Promise<unknown>;
+  #stopped = false;
   readonly #killQemu = () => void this.#qemu.kill('SIGKILL');
 
   /** Boots it: about 8 s on a small machine, after the first time. */
@@ -106,6 +107,7 @@ export class NestedHost implements AsyncDisposable {
 
   /** Ends the nested host and everything in it; returns when no process of it is left. Idempotent. */
   async stop(): Promise<void> {
+    this.#stopped = true;
     this.client.close();
     // Its disks are read-only or in its memory: there is nothing to shut down in order.
     this.#killQemu();
@@ -143,6 +145,10 @@ export class NestedHost implements AsyncDisposable {
       clearTimeout(timer);
       options.signal?.removeEventListener('abort', onAbort);
     }
+    this.#qemu.once('close', (code, signal) => {
+      if (!this.#stopped)
+        options.onProgress?.(`its QEMU ended (${signal ?? code}); its last words:\n${said.toString()}`);
+    });
   }
 }
 

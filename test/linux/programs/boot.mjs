@@ -194,6 +194,7 @@ async function connectUnix(path, port) {
     if (line.endsWith('\n')) break;
   }
   if (/^OK \d+\n$/.test(line)) return socket;
+  socket.destroy();
   throw Object.assign(new Error(`the Unix socket said "${line}"`), { errno: line === '' ? 'ECONNREFUSED' : undefined });
 }
 
