@@ -4,6 +4,7 @@ import type { EntryState } from '../boot/entry.js';
 import { bootProtocol, loadKernel } from '../boot/kernel.js';
 import type { LinuxBoot } from '../boot/linux.js';
 import { writeMpTable } from '../boot/mptable.js';
+import { writeRestartVector } from '../boot/restart-vector.js';
 import { Bus } from '../bus/bus.js';
 import type { BusDevice } from '../bus/device.js';
 import { AcpiPm } from '../devices/legacy/acpi-pm.js';
@@ -356,6 +357,7 @@ export class Board {
       pci: acpi.pci,
     });
     writeMpTable(memory, MEMORY_LAYOUT, { cpus });
+    writeRestartVector(memory);
     return (await loadKernel(memory, MEMORY_LAYOUT, boot, { rsdpGpa, reserved })).entry;
   }
 

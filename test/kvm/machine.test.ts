@@ -42,6 +42,17 @@ describe.skipIf(!existsSync('/dev/kvm'))('a machine under KVM (skipped where the
     expect(await run(source + spin)).toEqual({ reason, console: '' });
   });
 
+  it('ends with reason reset by the restart vector of a PC', async () => {
+    // The boot vCPU sends INIT and SIPI (Intel SDM 3A, 10.4.4.1): the other one starts at 0x8000 in real mode, and jumps.
+    const vm = await machine(
+      `mov dword ptr [0x8000], 0xff0000ea\nmov byte ptr [0x8004], 0xff\nmov ebx, 0xfee00300\n` +
+        `mov dword ptr [rbx], 0xc4500\nmov ecx, 100000\n1: loop 1b\nmov dword ptr [rbx], 0xc4608\n${spin}`,
+      { cpus: 2 },
+    );
+    await vm.start();
+    expect(await vm.exited).toEqual({ reason: 'reset' });
+  });
+
   it('ends with reason halt when the guest halts with interrupts off', async () => {
     expect((await run('cli\nhlt\n' + spin)).reason).toBe('halt');
   });

@@ -12,14 +12,6 @@ const ENDS: Record<string, ExitReason> = {
   'echo c >/proc/sysrq-trigger': 'panic',
 };
 
-/** What a machine does not get right yet, and why it is known not to be the test. */
-const KNOWN = {
-  kvm: {
-    'reboot -f': 'under our own KVM machine Linux hangs after "Restarting system", unless it is told reboot=k',
-  } as Record<string, string>,
-  tcg: {} as Record<string, string>,
-};
-
 describe.each(['kvm', 'tcg'] as const)('a MicroVM under %s', (accel) => {
   let guests: Record<string, GuestReport>;
 
@@ -30,24 +22,25 @@ describe.each(['kvm', 'tcg'] as const)('a MicroVM under %s', (accel) => {
       modules: ['pvpanic-mmio'],
       command: ['sh', '-c', 'echo ready; read -r line; eval "$line"'],
     });
+    const withoutPvpanic = await linuxGuest(join(scratch.path, 'plain.cpio'), {
+      command: ['sh', '-c', 'echo c >/proc/sysrq-trigger'],
+    });
     const told = (line: string) => [{ when: 'ready', act: 'type', text: `${line}\n` } as const];
     guests = await bootGuests(
       [
-        ...Object.keys(ENDS)
-          .filter((line) => !(line in KNOWN[accel]))
-          .map((line) => ({ name: line, options: guest, steps: told(line) })),
+        ...Object.keys(ENDS).map((line) => ({ name: line, options: guest, steps: told(line) })),
         // By the keyboard controller.
         { name: 'reboot=k', options: { ...guest, cmdline: 'quiet reboot=k' }, steps: told('reboot -f') },
         // Linux reboots by INT3 with an empty IDT, when it is told to.
         { name: 'crash', options: { ...guest, cmdline: 'quiet reboot=t' }, steps: told('reboot -f') },
+        { name: 'panic', options: withoutPvpanic },
         { name: 'stop', options: guest, steps: [{ when: 'ready', act: 'stop' }] },
       ],
       accel,
     );
   });
 
-  it.for(Object.entries(ENDS))('that says "%s" ends for reason %s', ([line, reason], { skip }) => {
-    skip(line in KNOWN[accel], KNOWN[accel][line]);
+  it.each(Object.entries(ENDS))('that says "%s" ends for reason %s', (line, reason) => {
     const { exit, error, output } = guests[line];
     const status = line === 'exit 200' ? { debugExit: 200 } : {};
     expect({ exit, error }, output).toEqual({ exit: { reason, ...status }, error: undefined });
@@ -65,6 +58,11 @@ describe.each(['kvm', 'tcg'] as const)('a MicroVM under %s', (accel) => {
     skip(accel === 'kvm', 'the KVM of an AMD resets a processor before it reports that it shut down');
     expect(exit!.crash!.disassembly[0]).toMatch(/^f[0-9a-f]{15} {2}int3$/);
     expect(exit!.crash!.registers).toMatchObject({ cs: '0x10' });
+  });
+
+  it('is reset by a panic that it has no device to tell of', () => {
+    const { exit, error, output } = guests['panic'];
+    expect({ exit, error }, output).toEqual({ exit: { reason: 'reset' }, error: undefined });
   });
 
   it('is stopped by the host', () => {
