@@ -8,11 +8,12 @@ import { transpileModule, ModuleKind, ScriptTarget } from 'typescript';
 import { VmmError } from '../../src/errors.js';
 import { findBusybox } from '../../src/guest/busybox.js';
 import { CpioWriter } from '../../src/guest/cpio.js';
-import { ensureInstalled, findProgram, QEMU_X86, type OnProgress } from '../../src/guest/debian.js';
+import { findProgram, type OnProgress } from '../../src/guest/debian.js';
 import { findKernel } from '../../src/guest/kernel.js';
 import { resolveModules } from '../../src/guest/modules.js';
 import { shellQuote } from '../../src/guest/shell-quote.js';
 import { NestedClient, withResolvers, type RunOptions, type RunResult } from './client.js';
+import { findEmulator, type Emulator } from './emulator.js';
 
 export interface NestedHostOptions {
   /** RAM of the nested host; the outer machine gives it page by page as it is used. Default: 10 GiB, if it has 12. */
@@ -73,7 +74,7 @@ export class NestedHost implements AsyncDisposable {
       ...(options.onProgress && { onProgress: options.onProgress }),
       ...(options.signal && { signal: options.signal }),
     };
-    const [qemuPath] = (await ensureInstalled([QEMU_X86], tools)) as [string];
+    const emulator = await findEmulator(tools);
     const busyboxPath = await findBusybox(tools);
     // The cloud flavour has neither 9p nor KVM.
     const kernel = await findKernel({ flavour: 'generic', ...tools });
@@ -85,7 +86,7 @@ export class NestedHost implements AsyncDisposable {
     const initramfsPath = join(directory, 'initramfs.cpio');
     try {
       await writeFile(initramfsPath, initramfs);
-      const host = new NestedHost(await launch(qemuPath, kernel.vmlinuzPath, initramfsPath, options));
+      const host = new NestedHost(await launch(emulator, kernel.vmlinuzPath, initramfsPath, options));
       await host.#boot(options);
       return host;
     } finally {
@@ -153,14 +154,14 @@ export class NestedHost implements AsyncDisposable {
 }
 
 async function launch(
-  qemuPath: string,
+  emulator: Emulator,
   kernelPath: string,
   initramfsPath: string,
   options: NestedHostOptions,
 ): Promise<ChildProcess> {
   const memoryBytes = options.memoryBytes ?? Math.min(10 * GIB, Math.floor(totalmem() * 0.8));
   const args = [
-    qemuPath,
+    ...emulator.command,
     ...['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot'],
     ...['-machine', 'q35', '-accel', 'tcg,thread=multi', '-cpu', CPU, '-smp', String(options.cpus ?? 2)],
     ...['-m', `${Math.floor(memoryBytes / 2 ** 20)}M`],
@@ -174,7 +175,8 @@ async function launch(
   const setpriv = await findProgram('setpriv');
   if (setpriv) args.unshift(setpriv, '--pdeathsig', 'KILL');
   // detached: Ctrl-C in the terminal reaches this process only, and it decides.
-  return spawn(args[0], args.slice(1), { stdio: ['ignore', 'pipe', 'pipe', 'pipe'], detached: true });
+  const env = { ...process.env, ...emulator.env };
+  return spawn(args[0], args.slice(1), { stdio: ['ignore', 'pipe', 'pipe', 'pipe'], detached: true, env });
 }
 
 async function buildInitramfs(modulesDir: string, busyboxPath: string): Promise<Uint8Array> {

@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { access, mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
+import { access, mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { constants } from 'node:fs';
 import { homedir } from 'node:os';
 import { delimiter, join } from 'node:path';
@@ -23,6 +23,8 @@ export type PackageArch = GuestArch | 'i686';
 export interface PackageOptions extends Omit<DebianOptions, 'arch'> {
   /** Whose package. Default: `x86_64`. */
   arch?: PackageArch;
+  /** The version of the distribution's backports: unpacked, never installed. */
+  backports?: boolean;
 }
 
 /** Programs that come with a Debian package: what to look for, and what to install when it is not there. */
@@ -139,7 +141,7 @@ export async function ensureInstalled(
  */
 export async function downloadPackage(name: string, options: PackageOptions = {}): Promise<string> {
   checkName(name);
-  const unpacked = unpackedDirectory(name, options.arch);
+  const unpacked = unpackedDirectory(name, options.arch) + (options.backports ? '@backports' : '');
   if (await exists(unpacked)) return unpacked;
   if (!(await findProgram('apt-get'))) {
     throw new VmmError('IMAGE_NOT_FOUND', `package ${name}: this system has no apt-get to fetch it with`);
@@ -288,6 +290,7 @@ export const loadExeca = async () => (await import('execa')).execa;
 
 async function apt(args: string[], options: PackageOptions, cwd?: string): Promise<void> {
   if (isForeign(options)) await mkdir(join(foreignLists(options), 'partial'), { recursive: true });
+  if (options.backports) await writeBackportsSource(options);
   const execa = await loadExeca();
   await execa('apt-get', [...foreignState(options), ...args], {
     env: APT_ENV,
@@ -297,15 +300,29 @@ async function apt(args: string[], options: PackageOptions, cwd?: string): Promi
   });
 }
 
-const isForeign = ({ arch = 'x86_64' }: PackageOptions) => arch !== 'x86_64';
+/** Writes the source of the backports, which are where the distribution itself comes from. */
+async function writeBackportsSource(options: PackageOptions): Promise<void> {
+  const execa = await loadExeca();
+  const codename = /^VERSION_CODENAME=(\w+)$/m.exec(await readFile('/etc/os-release', 'utf8'))?.[1] ?? '';
+  const format = ['--format', '$(REPO_URI) $(CODENAME)', 'Created-By: Packages'];
+  const { stdout } = await execa('apt-get', ['indextargets', ...format], { stdin: 'ignore', ...cancel(options) });
+  const uri = new RegExp(`^(\\S+) ${codename}$`, 'm').exec(stdout)?.[1];
+  if (!uri) throw new Error('apt does not say where this distribution comes from');
+  const signed = 'signed-by=/usr/share/keyrings/debian-archive-keyring.gpg';
+  await writeFile(backportsSource(options), `deb [${signed}] ${uri} ${codename}-backports main\n`);
+}
+
+const isForeign = ({ arch = 'x86_64', backports }: PackageOptions) => arch !== 'x86_64' || backports === true;
 const debianName = ({ arch = 'x86_64' }: PackageOptions) => debianArchitecture(arch);
 const debianArchitecture = (arch: PackageArch) => (arch === 'i686' ? 'i386' : ARCHITECTURES[arch].debian);
 const qualifiedName = (name: string, options: PackageOptions) => `${name}:${debianName(options)}`;
-const foreignLists = (options: PackageOptions) => join(cacheDirectory(), 'apt', debianName(options));
+const foreignLists = (options: PackageOptions) =>
+  join(cacheDirectory(), 'apt', debianName(options) + (options.backports ? '-backports' : ''));
+const backportsSource = (options: PackageOptions) => join(foreignLists(options), 'sources.list');
 
 /**
- * Has apt look at another architecture's packages, of the same sources, without this system knowing of it: package lists
- * of its own in the cache, no package installed, and so no `dpkg --add-architecture` and no root.
+ * Has apt look at another architecture's packages, of the same sources, or at the backports, without this system knowing of
+ * it: package lists of its own in the cache, no package installed, and so no `dpkg --add-architecture` and no root.
  */
 function foreignState(options: PackageOptions): string[] {
   if (!isForeign(options)) return [];
@@ -318,6 +335,10 @@ function foreignState(options: PackageOptions): string[] {
     'Dir::State::status': '/dev/null',
     'Dir::Cache::pkgcache': '',
     'Dir::Cache::srcpkgcache': '',
+    ...(options.backports && {
+      'Dir::Etc::SourceList': backportsSource(options),
+      'Dir::Etc::SourceParts': '/dev/null',
+    }),
   };
   return Object.entries(settings).flatMap(([name, value]) => ['-o', `${name}=${value}`]);
 }

@@ -1,0 +1,57 @@
+/** The QEMU that the nested host runs in: this machine's, unless that one emulates SVM badly and a better one can be had. */
+import { execa } from 'execa';
+import { join } from 'node:path';
+import { downloadPackage, ensureInstalled, QEMU_X86, type OnProgress } from '../../src/guest/debian.js';
+
+/**
+ * Before it, emulated processors may go on with code that Linux has rewritten (QEMU commit deba78709a), and with 7.2 one
+ * in five guests that were busy with network cards beside several processes ended in a triple fault, or stood still, or
+ * took the nested host with it.
+ */
+const SOUND_VERSION = 8.1;
+
+/** By what it needs of its own packages: its libraries are those of the installed version. */
+const PACKAGES = {
+  program: 'qemu-system-x86',
+  modules: 'qemu-system-common',
+  data: 'qemu-system-data',
+  bios: 'seabios',
+};
+
+export interface Emulator {
+  command: string[];
+  env: Record<string, string>;
+}
+
+/** Installs QEMU where it is missing, and takes a later one from the backports where the installed one is not sound. */
+export async function findEmulator(tools: { onProgress?: OnProgress; signal?: AbortSignal }): Promise<Emulator> {
+  const [installed] = (await ensureInstalled([QEMU_X86], tools)) as [string];
+  const own = { command: [installed], env: {} };
+  if ((await versionOf(own)) >= SOUND_VERSION) return own;
+  try {
+    const fetch = (name: string) => downloadPackage(name, { ...tools, backports: true });
+    // One after the other: the first brings apt's lists.
+    const program = await fetch(PACKAGES.program);
+    const modules = await fetch(PACKAGES.modules);
+    const data = await fetch(PACKAGES.data);
+    const bios = await fetch(PACKAGES.bios);
+    const later = {
+      command: [
+        join(program, 'usr/bin/qemu-system-x86_64'),
+        ...['-L', join(data, 'usr/share/qemu'), '-L', join(bios, 'usr/share/seabios')],
+      ],
+      env: { QEMU_MODULE_DIR: join(modules, 'usr/lib/x86_64-linux-gnu/qemu') },
+    };
+    await versionOf(later);
+    return later;
+  } catch (error) {
+    tools.signal?.throwIfAborted();
+    tools.onProgress?.(`no later QEMU than the installed one, whose guests fail now and then: ${String(error)}`);
+    return own;
+  }
+}
+
+async function versionOf({ command, env }: Emulator): Promise<number> {
+  const { stdout } = await execa(command[0], ['--version'], { env, stdin: 'ignore' });
+  return Number(/version (\d+\.\d+)/.exec(stdout)?.[1]);
+}
