@@ -4,9 +4,8 @@ import { join } from 'node:path';
 import { downloadPackage, ensureInstalled, QEMU_X86, type OnProgress } from '../../src/guest/debian.js';
 
 /**
- * Before it, emulated processors may go on with code that Linux has rewritten (QEMU commit deba78709a), and with 7.2 one
- * in five guests that were busy with network cards beside several processes ended in a triple fault, or stood still, or
- * took the nested host with it.
+ * Before it, emulated processors may go on with code that Linux has rewritten (QEMU commit deba78709a), and guests fail more
+ * often, some with the whole host: docs/nested.md, "Traps".
  */
 const SOUND_VERSION = 8.1;
 

@@ -247,6 +247,7 @@ describe.each(['kvm', 'tcg'] as const)('a MicroVM under %s', (accel) => {
         { type: 'vsock', socket: socket('vsock'), cid: 9, udsPath: socket('uds') },
       ],
       join: [0, 1],
+      timeoutMs: 120_000,
       hash: MORE_DISKS.map(image),
       steps: [
         { when: 'passt: kill', act: 'killPasst' },

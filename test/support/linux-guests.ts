@@ -82,6 +82,8 @@ export interface GuestReport {
   /** What was reported of a killed drive or share. */
   died?: string;
   error?: string;
+  /** Its first run ended as guests of the nested host do now and then, and this is of its second. */
+  failedBefore?: string;
 }
 
 /** A folder that this machine and the nested host both see; gone on disposal. */
@@ -101,7 +103,8 @@ export async function linuxGuest(
 }
 
 /**
- * Boots guests one after another in one process: of the nested host, whose KVM runs them, or of this machine, by TCG.
+ * Boots guests one after another in one process: of the nested host, whose KVM runs them, or of this machine, by TCG. One
+ * that the nested host's emulation spoilt is booted once more, and that is said.
  * @returns Their reports, by name.
  */
 export async function bootGuests(
@@ -116,7 +119,11 @@ export async function bootGuests(
       ? await runNested(command, { stdin, timeoutMs })
       : await execa(command[0], command.slice(1), { input: stdin, timeout: timeoutMs, reject: false, cwd: PROJECT });
   if (exitCode !== 0) throw new Error(`boot.mjs ended with status ${exitCode}:\n${stderr}`);
-  return Object.fromEntries((JSON.parse(stdout) as GuestReport[]).map((report) => [report.name, report]));
+  const reports = JSON.parse(stdout) as GuestReport[];
+  for (const { name, failedBefore } of reports) {
+    if (failedBefore) console.warn(`RAN TWICE: the guest ${name}; the first time it ended by: ${failedBefore}`);
+  }
+  return Object.fromEntries(reports.map((report) => [report.name, report]));
 }
 
 /** Gives the nested host an address and a default route, which passt copies for the guest. Nothing is behind them. */
