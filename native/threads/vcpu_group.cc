@@ -17,15 +17,6 @@
 namespace vmexit {
 namespace {
 
-// How long to spin before sleeping, in looks at the other side. A spin that succeeds doubles the next one's limit, one
-// that fails quarters it: with a core for each side a hand-off costs no system call, with too few cores no time is
-// lost.
-constexpr uint32_t kMaxSpin = 8192;
-constexpr uint32_t kMinSpin = 16;
-
-void SpinSucceeded(uint32_t& limit) { limit = std::min(std::max(limit, kMinSpin) * 2, kMaxSpin); }
-void SpinFailed(uint32_t& limit) { limit = std::max(limit / 4, kMinSpin); }
-
 void FutexWait(std::atomic<uint32_t>& word, uint32_t value) {
   syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
 }
@@ -65,16 +56,25 @@ void VcpuGroup::Start() {
   pthread_sigmask(SIG_SETMASK, &previous, nullptr);
 }
 
+uint32_t Spin::Looks() {
+  bool probes = ++waits_ % kProbeEvery == 0;
+  return probes ? std::max(limit_, kProbeLooks) : limit_;
+}
+
+void Spin::Succeeded(uint32_t looks) { limit_ = std::min(std::max(limit_ * 2, looks * 8), kMaxLooks); }
+
+void Spin::Failed() { limit_ = std::max(limit_ / 4, kMinLooks); }
+
 void VcpuGroup::Loop(Slot& slot) {
   char name[16];
   snprintf(name, sizeof name, "vcpu-%zu", static_cast<size_t>(slot.vcpu->id()));
   pthread_setname_np(pthread_self(), name);
-  uint32_t spin_limit = kMinSpin;
+  Spin spin;
   VcpuEntry entry(*slot.vcpu);
   while (!stopping_.load(std::memory_order_seq_cst)) {
     if (paused_.load(std::memory_order_seq_cst)) {
       Publish(slot, kParked);
-      AwaitContinue(slot, spin_limit);
+      AwaitContinue(slot, spin);
       continue;
     }
     int result = slot.vcpu->Run();
@@ -82,7 +82,7 @@ void VcpuGroup::Loop(Slot& slot) {
     if (result == -EINTR || result == -EAGAIN) continue;
     slot.code = result == 0 ? static_cast<int>(slot.vcpu->run()->exit_reason) : result;
     Publish(slot, kExited);
-    AwaitContinue(slot, spin_limit);
+    AwaitContinue(slot, spin);
   }
 }
 
@@ -97,15 +97,15 @@ void VcpuGroup::Publish(Slot& slot, State state) {
 }
 
 // Returns with the state kRunning, or when stopping.
-void VcpuGroup::AwaitContinue(Slot& slot, uint32_t& spin_limit) {
-  for (uint32_t i = 0; i < spin_limit; i++) {
+void VcpuGroup::AwaitContinue(Slot& slot, Spin& spin) {
+  for (uint32_t i = 0, looks = spin.Looks(); i < looks; i++) {
     if (slot.state.load(std::memory_order_acquire) == kRunning) {
-      SpinSucceeded(spin_limit);
+      spin.Succeeded(i);
       return;
     }
     _mm_pause();
   }
-  SpinFailed(spin_limit);
+  spin.Failed();
   uint32_t exited = kExited;
   slot.state.compare_exchange_strong(exited, kExitedSleeping);
   for (;;) {
@@ -137,15 +137,15 @@ int VcpuGroup::Scan() {
 
 int VcpuGroup::NextExit() {
   sleeping_.store(false, std::memory_order_relaxed);
-  for (uint32_t i = 0; i <= taker_spin_limit_; i++) {
+  for (uint32_t i = 0, looks = taker_spin_.Looks(); i <= looks; i++) {
     int index = Scan();
     if (index >= 0) {
-      if (i > 0) SpinSucceeded(taker_spin_limit_);
+      if (i > 0) taker_spin_.Succeeded(i);
       return index;
     }
     _mm_pause();
   }
-  SpinFailed(taker_spin_limit_);
+  taker_spin_.Failed();
   sleeping_.store(true, std::memory_order_seq_cst);
   int index = Scan();
   if (index >= 0) sleeping_.store(false, std::memory_order_relaxed);

@@ -12,6 +12,27 @@
 
 namespace vmexit {
 
+// How long one side of a hand-off spins before it sleeps, in looks at the other side. A spin that succeeds doubles the
+// next one's limit, or gives it room for eight times what it took; one that fails quarters it: with a core for each
+// side a hand-off costs no system call, with too few cores little time is lost. Now and then it spins for long all the
+// same: when each side has come to sleep at once, the other's wake-up alone takes longer than a short spin, and neither
+// would ever learn better.
+class Spin {
+ public:
+  uint32_t Looks();
+  void Succeeded(uint32_t looks);
+  void Failed();
+
+ private:
+  static constexpr uint32_t kMinLooks = 16;
+  static constexpr uint32_t kMaxLooks = 8192;
+  static constexpr uint32_t kProbeLooks = 4096;
+  static constexpr uint32_t kProbeEvery = 32;
+
+  uint32_t limit_ = kMinLooks;
+  uint32_t waits_ = 0;
+};
+
 // The vCPUs of one VM, each executing KVM_RUN on a thread of its own. An exit that JavaScript must see waits in the
 // vCPU's slot; one other thread, the VM's, takes the exits in turn and lets the vCPUs go on.
 //
@@ -62,7 +83,7 @@ class VcpuGroup {
 
   void Loop(Slot& slot);
   void Publish(Slot& slot, State state);
-  void AwaitContinue(Slot& slot, uint32_t& spin_limit);
+  void AwaitContinue(Slot& slot, Spin& spin);
   void Release(Slot& slot);
   int Scan();
 
@@ -73,7 +94,7 @@ class VcpuGroup {
   // The VM's thread found no exit and wants the eventfd written.
   std::atomic<bool> sleeping_{true};
   size_t last_taken_ = 0;
-  uint32_t taker_spin_limit_ = 0;
+  Spin taker_spin_;
 };
 
 }  // namespace vmexit
