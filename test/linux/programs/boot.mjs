@@ -37,7 +37,7 @@ async function runOnce(plan) {
   return run(plan).catch((error) => ({ name: plan.name, output: '', error: String(error.stack) }));
 }
 
-/** How guests fail in the nested host through no fault of theirs: docs/nested.md, "Traps". */
+/** How guests fail in the nested host now and then, most likely by its emulation: docs/nested.md, "Traps". */
 function isFailureOfEmulation({ exit, error }) {
   return exit?.crash?.cause.includes('triple fault') || /^the guest ran for/.test(error ?? '');
 }
