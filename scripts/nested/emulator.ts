@@ -9,14 +9,6 @@ import { downloadPackage, ensureInstalled, QEMU_X86, type OnProgress } from '../
  */
 const SOUND_VERSION = 8.1;
 
-/** By what it needs of its own packages: its libraries are those of the installed version. */
-const PACKAGES = {
-  program: 'qemu-system-x86',
-  modules: 'qemu-system-common',
-  data: 'qemu-system-data',
-  bios: 'seabios',
-};
-
 export interface Emulator {
   command: string[];
   env: Record<string, string>;
@@ -29,11 +21,11 @@ export async function findEmulator(tools: { onProgress?: OnProgress; signal?: Ab
   if ((await versionOf(own)) >= SOUND_VERSION) return own;
   try {
     const fetch = (name: string) => downloadPackage(name, { ...tools, backports: true });
-    // One after the other: the first brings apt's lists.
-    const program = await fetch(PACKAGES.program);
-    const modules = await fetch(PACKAGES.modules);
-    const data = await fetch(PACKAGES.data);
-    const bios = await fetch(PACKAGES.bios);
+    // Its libraries are those of the installed version. One after the other: the first brings apt's lists.
+    const program = await fetch('qemu-system-x86');
+    const modules = await fetch('qemu-system-common');
+    const data = await fetch('qemu-system-data');
+    const bios = await fetch('seabios');
     const later = {
       command: [
         join(program, 'usr/bin/qemu-system-x86_64'),
@@ -45,7 +37,7 @@ export async function findEmulator(tools: { onProgress?: OnProgress; signal?: Ab
     return later;
   } catch (error) {
     tools.signal?.throwIfAborted();
-    tools.onProgress?.(`no later QEMU than the installed one, which is older than 8.1: ${String(error)}`);
+    tools.onProgress?.(`no later QEMU than the installed one, which is older than ${SOUND_VERSION}: ${String(error)}`);
     return own;
   }
 }

@@ -40,10 +40,9 @@ const CPU = 'max,family=25,model=1,stepping=1';
 /**
  * no_timer_check: Linux counts timer interrupts at boot, and panics when a busy machine emulates too few.
  *
- * transparent_hugepage=never: a few guests in a hundred ended in a triple fault here, or hung, each while the pages of its
- * private memory, or of QEMU's, were being replaced under KVM, by huge ones or when they were first written. None of
- * hundreds has done so in a memfd, which is what machines have where there are no huge pages. Suspected of QEMU 7.2's
- * emulation, not proven.
+ * transparent_hugepage=never: guests failed while the pages of private memory were being replaced under KVM, by huge ones or
+ * when they were first written. Without huge pages machines have a memfd, in which plain ones did not in hundreds of boots;
+ * for busy ones see docs/nested.md, "Traps".
  */
 const CMDLINE = 'console=ttyS0 panic=-1 mitigations=off no_timer_check transparent_hugepage=never quiet';
 

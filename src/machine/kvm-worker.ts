@@ -11,7 +11,7 @@ import { Board } from './board.js';
 import { describeExit, reportCrash } from './crash.js';
 import type { MachineConfig, MachineExit, MachineStats } from './machine.js';
 import { NamedPort } from './named-port.js';
-import { NetPort } from './net-port.js';
+import { openNetPorts, type NetPort } from './net-port.js';
 import { toPlainError } from './plain-error.js';
 import { StreamHub } from './stream-hub.js';
 import { VsockPorts } from './vsock-ports.js';
@@ -120,11 +120,7 @@ class WorkerMachine implements WorkerMethods {
     this.#streams = streams;
     this.#sink = new ConsoleSink(new OutputWindow(window), (bytes) => this.#send({ type: 'output', bytes }));
     this.#ports = config.consolePorts.map((name) => new NamedPort(name, streams.open('console-port', name)));
-    this.#netPorts = new Map(
-      config.net.flatMap(({ type }, index) =>
-        type === 'port' ? [[index, new NetPort(streams.open('net', index, { objectMode: true }))]] : [],
-      ),
-    );
+    this.#netPorts = openNetPorts(config.net, streams);
     this.#vsock = new VsockPorts(streams);
   }
 

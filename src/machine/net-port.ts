@@ -1,5 +1,7 @@
 import type { PortNetwork } from '../backends/net/port.js';
+import type { NetConfig } from './machine.js';
 import type { RemoteStream } from './remote-stream.js';
+import type { StreamHub } from './stream-hub.js';
 
 /** The program's end of a network whose frames it gets as a stream. It outlives resets of the machine. */
 export class NetPort {
@@ -22,4 +24,13 @@ export class NetPort {
     stream.once('close', () => this.#stream.off('close', unplug));
     if (this.#stream.destroyed) unplug();
   }
+}
+
+/** The ports of a machine's cards of that type, by the card's index. */
+export function openNetPorts(cards: readonly NetConfig[], streams: StreamHub): ReadonlyMap<number, NetPort> {
+  return new Map(
+    cards.flatMap(({ type }, index) =>
+      type === 'port' ? [[index, new NetPort(streams.open('net', index, { objectMode: true }))]] : [],
+    ),
+  );
 }

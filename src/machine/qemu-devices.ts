@@ -1,10 +1,10 @@
 import { stat } from 'node:fs/promises';
 import { FileBackend } from '../backends/local/file.js';
 import { ShareServer } from '../backends/local/share/server.js';
-import { qemuPciArguments, withOwnNodes } from '../backends/qemu/pci-arguments.js';
+import { escapeComma, qemuPciArguments, withOwnNodes } from '../backends/qemu/pci-arguments.js';
 import { VmmError } from '../errors.js';
 import type { DriveConfig, MachineConfig, NetConfig, ShareConfig } from './machine.js';
-import { blkFrontend, escapeComma, frontendArguments, frontendOf, fsFrontend } from './qemu-frontend.js';
+import { blkFrontend, frontendArguments, frontendOf, fsFrontend } from './qemu-frontend.js';
 import type { ServedDevices } from './qemu-served.js';
 
 /** What a machine in QEMU is not given: the option, with what of it where that is not all; and when it was asked for. */

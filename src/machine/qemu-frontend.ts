@@ -1,6 +1,7 @@
 /** QEMU's devices in front of vhost-user backends. */
 import { formatMac } from '../devices/virtio/net/mac.js';
 import { CONFIG_TAG_BYTES } from '../devices/virtio/fs/config.js';
+import { escapeComma } from '../backends/qemu/pci-arguments.js';
 import type { VhostUserKind } from '../backends/vhost-user/kinds.js';
 import { VIRTIO_ID_BLOCK, VIRTIO_ID_ENTROPY, VIRTIO_ID_FS, VIRTIO_ID_NET, VIRTIO_ID_VSOCK } from '../virtio/defs.js';
 
@@ -54,6 +55,3 @@ export function frontendArguments(id: string, path: string, { driver, properties
     ...['-device', JSON.stringify({ driver, id, ...(netdev === undefined ? { chardev } : { netdev }), ...properties })],
   ];
 }
-
-/** In a list of QEMU's, a comma of a value is two. */
-export const escapeComma = (value: string) => value.replaceAll(',', ',,');

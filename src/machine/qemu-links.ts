@@ -7,7 +7,7 @@ import { VmmError } from '../errors.js';
 import type { MachineConfig, NetConfig } from './machine.js';
 import type { QemuProcess } from '../backends/qemu/process.js';
 import { Virtiofsd } from '../backends/qemu/virtiofsd.js';
-import { NetPort } from './net-port.js';
+import { openNetPorts, type NetPort } from './net-port.js';
 import {
   bootOrder,
   checkShares,
@@ -72,11 +72,7 @@ export class QemuLinks {
     here.accept('console-port', (stream, name) => this.#programs.set(name as string, stream));
     this.#ports = config.consolePorts.map((name) => new QemuPort(name, this.#streams.open('console-port', name)));
     here.accept('net', (stream, index) => this.#programNets.set(index as number, stream));
-    this.#netPorts = new Map(
-      config.net.flatMap(({ type }, index) =>
-        type === 'port' ? [[index, new NetPort(this.#streams.open('net', index, { objectMode: true }))]] : [],
-      ),
-    );
+    this.#netPorts = openNetPorts(config.net, this.#streams);
     const ports = new VsockPorts(this.#streams);
     this.#vsockPorts = ports;
     const call = async <T>(method: () => T | Promise<T>): Promise<T> => {

@@ -1,3 +1,4 @@
+import { escapeComma } from '../backends/qemu/pci-arguments.js';
 import { copyFile, mkdtemp, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -67,5 +68,5 @@ function board({ arch, machine }: MachineConfig): string {
 /** One of the two flash chips of a PC in QEMU. */
 const flash = (unit: number, path: string, more: string) => [
   '-drive',
-  `if=pflash,format=raw,unit=${unit},file=${path.replaceAll(',', ',,')},${more}`,
+  `if=pflash,format=raw,unit=${unit},file=${escapeComma(path)},${more}`,
 ];

@@ -7,8 +7,10 @@ import { guestSetup } from '../../src/cli/guest-setup.js';
 import { ensureInstalled } from '../../src/guest/debian.js';
 import type { MicroVMOptions } from '../../src/index.js';
 import { bootGuests, linuxGuest, sharedFolder } from '../support/linux-guests.js';
-import { runNested } from '../support/nested.js';
+import { nestedShell, runNested } from '../support/nested.js';
 import { seededRandom, testSeed } from '../support/random.js';
+
+const nested = nestedShell(300_000);
 
 const TRANSPORTS = ['pci', 'mmio'] as const;
 const ENDINGS = ['SIGKILL', 'stop', 'SIGKILL'] as const;
@@ -178,10 +180,3 @@ describe('a disk of Linux', () => {
     });
   });
 });
-
-/** Runs a line of shell in the nested host. */
-async function nested(script: string): Promise<string> {
-  const { stdout, stderr, exitCode } = await runNested(['sh', '-c', script], { timeoutMs: 300_000 });
-  if (exitCode !== 0) throw new Error(`${script}: status ${exitCode}\n${stdout}${stderr}`);
-  return stdout;
-}

@@ -3,7 +3,9 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { guestSetup } from '../../src/cli/guest-setup.js';
 import { ensureInstalled, QEMU_X86 } from '../../src/guest/debian.js';
 import { bootGuests, linuxGuest, sharedFolder, type GuestReport, type GuestStep } from '../support/linux-guests.js';
-import { runNested } from '../support/nested.js';
+import { nestedShell } from '../support/nested.js';
+
+const nested = nestedShell(120_000);
 
 const MIB = 2 ** 20;
 const KILLS = 3;
@@ -153,10 +155,3 @@ describe('QEMU processes that are killed under load', () => {
     expect(await nested('pidof qemu-storage-daemon qemu-system-x86_64 || echo none')).toBe('none\n');
   });
 });
-
-/** Runs a line of shell in the nested host. */
-async function nested(script: string): Promise<string> {
-  const { stdout, stderr, exitCode } = await runNested(['sh', '-c', script], { timeoutMs: 120_000 });
-  if (exitCode !== 0) throw new Error(`${script}: status ${exitCode}\n${stdout}${stderr}`);
-  return stdout;
-}

@@ -6,7 +6,9 @@ import { guestSetup } from '../../src/cli/guest-setup.js';
 import { ensureInstalled } from '../../src/guest/debian.js';
 import type { QemuPciOptions } from '../../src/index.js';
 import { bootGuests, linuxGuest, sharedFolder, type GuestReport } from '../support/linux-guests.js';
-import { runNested } from '../support/nested.js';
+import { nestedShell } from '../support/nested.js';
+
+const nested = nestedShell(120_000);
 
 const MIB = 2 ** 20;
 const FILE_BYTES = 3 * MIB + 17;
@@ -182,10 +184,3 @@ describe('PCI devices of QEMU under a guest', () => {
     expect(await nested('pidof qemu-system-x86_64 || echo none')).toBe('none\n');
   });
 });
-
-/** Runs a line of shell in the nested host. */
-async function nested(script: string): Promise<string> {
-  const { stdout, stderr, exitCode } = await runNested(['sh', '-c', script], { timeoutMs: 120_000 });
-  if (exitCode !== 0) throw new Error(`${script}: status ${exitCode}\n${stdout}${stderr}`);
-  return stdout;
-}

@@ -4,7 +4,9 @@ import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { guestSetup } from '../../src/cli/guest-setup.js';
 import { bootGuests, linuxGuest, sharedFolder, type GuestReport } from '../support/linux-guests.js';
-import { runNested } from '../support/nested.js';
+import { nestedShell } from '../support/nested.js';
+
+const nested = nestedShell(240_000);
 
 const UNITS = 24;
 /** Where the guest builds, in the nested host: its other file systems are views of this machine's. */
@@ -107,11 +109,4 @@ unsigned unit_${i}(unsigned n) {
   }
   await mkdir(path);
   for (const [name, text] of Object.entries(files)) await writeFile(join(path, name), text);
-}
-
-/** Runs a line of shell in the nested host. */
-async function nested(script: string): Promise<string> {
-  const { stdout, stderr, exitCode } = await runNested(['sh', '-c', script], { timeoutMs: 240_000 });
-  if (exitCode !== 0) throw new Error(`${script}: status ${exitCode}\n${stdout}${stderr}`);
-  return stdout;
 }

@@ -4,7 +4,9 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { guestSetup } from '../../src/cli/guest-setup.js';
 import { bootGuests, linuxGuest, sharedFolder, type GuestPlan, type GuestReport } from '../support/linux-guests.js';
-import { runNested } from '../support/nested.js';
+import { nestedShell } from '../support/nested.js';
+
+const nested = nestedShell(300_000);
 
 const TRANSPORTS = ['pci', 'mmio'] as const;
 const MIB = 2 ** 20;
@@ -95,10 +97,3 @@ describe('a tap interface', () => {
     });
   });
 });
-
-/** Runs a line of shell in the nested host. */
-async function nested(script: string): Promise<string> {
-  const { stdout, stderr, exitCode } = await runNested(['sh', '-c', script], { timeoutMs: 300_000 });
-  if (exitCode !== 0) throw new Error(`${script}: status ${exitCode}\n${stdout}${stderr}`);
-  return stdout;
-}

@@ -6,7 +6,9 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { guestSetup } from '../../src/cli/guest-setup.js';
 import { bootGuests, linuxGuest, sharedFolder, type GuestReport } from '../support/linux-guests.js';
-import { runNested } from '../support/nested.js';
+import { nestedShell, runNested } from '../support/nested.js';
+
+const nested = nestedShell(120_000);
 
 const MIB = 2 ** 20;
 const SCRIPT = `
@@ -106,10 +108,3 @@ describe('devices of vhost-user backends that others started', () => {
     expect(Object.keys(guest.stats['end'].devices)).toEqual(['vhostUser0', 'vhostUser1', 'vhostUser2']);
   });
 });
-
-/** Runs a line of shell in the nested host. */
-async function nested(script: string): Promise<string> {
-  const { stdout, stderr, exitCode } = await runNested(['sh', '-c', script], { timeoutMs: 120_000 });
-  if (exitCode !== 0) throw new Error(`${script}: status ${exitCode}\n${stdout}${stderr}`);
-  return stdout;
-}

@@ -5,7 +5,9 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { guestSetup } from '../../src/cli/guest-setup.js';
 import { ensureInstalled } from '../../src/guest/debian.js';
 import { bootGuests, linuxGuest, sharedFolder, type GuestReport } from '../support/linux-guests.js';
-import { runNested } from '../support/nested.js';
+import { nestedShell, runNested } from '../support/nested.js';
+
+const nested = nestedShell(120_000);
 
 const FILE_BYTES = 5 * 2 ** 20 + 17;
 
@@ -117,10 +119,3 @@ describe('a share of virtiofsd under a guest', () => {
     expect(await nested('pidof virtiofsd || echo none')).toBe('none\n');
   });
 });
-
-/** Runs a line of shell in the nested host. */
-async function nested(script: string): Promise<string> {
-  const { stdout, stderr, exitCode } = await runNested(['sh', '-c', script], { timeoutMs: 120_000 });
-  if (exitCode !== 0) throw new Error(`${script}: status ${exitCode}\n${stdout}${stderr}`);
-  return stdout;
-}

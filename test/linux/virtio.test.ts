@@ -14,7 +14,9 @@ import {
   type GuestPlan,
   type GuestReport,
 } from '../support/linux-guests.js';
-import { runNested } from '../support/nested.js';
+import { nestedShell, runNested } from '../support/nested.js';
+
+const nested = nestedShell(120_000);
 
 const TRANSPORTS = ['pci', 'mmio'] as const;
 const MIB = 2 ** 20;
@@ -248,11 +250,4 @@ async function fillFolder(path: string): Promise<void> {
     sums.push(`${createHash('sha256').update(bytes).digest('hex')}  file${index}\n`);
   }
   await writeFile(join(path, 'SUMS'), sums.join(''));
-}
-
-/** Runs a line of shell in the nested host. */
-async function nested(script: string): Promise<string> {
-  const { stdout, stderr, exitCode } = await runNested(['sh', '-c', script], { timeoutMs: 120_000 });
-  if (exitCode !== 0) throw new Error(`${script}: status ${exitCode}\n${stdout}${stderr}`);
-  return stdout;
 }

@@ -87,3 +87,12 @@ export async function runNested(command: readonly string[], options: RunOptions 
     client.close();
   }
 }
+
+/** Makes a function that runs a line of shell in the nested host: its output, or an error with it for a status but 0. */
+export function nestedShell(timeoutMs: number): (script: string) => Promise<string> {
+  return async (script) => {
+    const { stdout, stderr, exitCode } = await runNested(['sh', '-c', script], { timeoutMs });
+    if (exitCode !== 0) throw new Error(`${script}: status ${exitCode}\n${stdout}${stderr}`);
+    return stdout;
+  };
+}

@@ -73,7 +73,10 @@ export function withOwnNodes(prefix: string, description: QemuDeviceDescription)
 
 function deviceArguments(device: string, props: QemuProperties): string[] {
   const value = (given: string | number | boolean) =>
-    typeof given === 'boolean' ? (given ? 'on' : 'off') : String(given).replaceAll(',', ',,');
+    typeof given === 'boolean' ? (given ? 'on' : 'off') : escapeComma(String(given));
   const properties = Object.entries(props).map(([name, given]) => `,${name}=${value(given)}`);
   return ['-device', `${device}${properties.join('')}`];
 }
+
+/** In a list of QEMU's, a comma of a value is two. */
+export const escapeComma = (value: string) => value.replaceAll(',', ',,');
