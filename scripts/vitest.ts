@@ -1,16 +1,22 @@
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { basename, join } from 'node:path';
-import { styleText } from 'node:util';
+import { basename, join, relative } from 'node:path';
+import { stripVTControlCharacters, styleText } from 'node:util';
 import { execa } from 'execa';
 import { leftovers } from './leftovers.js';
 
 interface Report {
   numPassedTests: number;
-  numFailedTests: number;
-  success: boolean;
-  testResults: { name: string; status: string; assertionResults: { status: string; fullName: string }[] }[];
+  testResults: {
+    name: string;
+    status: string;
+    message: string;
+    assertionResults: { status: string; fullName: string; failureMessages?: string[] }[];
+  }[];
 }
+
+/** Of a failure's message and stack: they are in full where vitest prints them. */
+const MESSAGE_LENGTH = 400;
 
 /** A word to whoever watches, on standard error. */
 export const say = (line: string) => process.stderr.write(`${styleText('dim', line)}\n`);
@@ -19,7 +25,8 @@ export const say = (line: string) => process.stderr.write(`${styleText('dim', li
 const MARK = 'VMEXIT_TEST_RUN';
 
 /**
- * Runs vitest, names every skipped test and every process that outlives the run (a failure), and closes with `N passed, N failed, N skipped` on standard output.
+ * Runs vitest, names every skipped test and every failure (a process that outlives the run is one), and closes with
+ * `N passed, N failed, N skipped`. Failures, a line each that begins with `failed: `, and the sums are on standard output.
  *
  * @param args For vitest.
  * @param env Added to the environment of all test processes.
@@ -40,15 +47,18 @@ export async function runVitest(args: readonly string[], env: Record<string, str
       file.assertionResults.filter((test) => test.status === 'pending' || test.status === 'skipped'),
     );
     for (const test of skipped) say(`skipped: ${test.fullName}`);
-    // A file that cannot be loaded fails without any test of its own.
-    const broken = report.testResults.filter((file) => file.status === 'failed' && file.assertionResults.length === 0);
-    for (const file of broken) say(`could not be loaded: ${file.name}`);
-    const left = await leftovers(`${MARK}=${run}`);
-    for (const found of left) say(`left behind: ${found}`);
-    const unnamed = exitCode !== 0 && report.success ? 1 : 0;
-    const failed = report.numFailedTests + broken.length + unnamed + left.length;
-    console.log(`${report.numPassedTests} passed, ${failed} failed, ${skipped.length} skipped`);
-    return left.length > 0 ? 1 : (exitCode ?? 1);
+    const failures = report.testResults.flatMap((file) => {
+      const failed = file.assertionResults.filter((test) => test.status === 'failed');
+      if (file.status === 'failed' && failed.length === 0) return [`${relative('', file.name)}: ${file.message}`];
+      return failed.map((test) => `${test.fullName}: ${test.failureMessages?.join(' ') ?? ''}`);
+    });
+    for (const found of await leftovers(`${MARK}=${run}`)) failures.push(`left behind: ${found}`);
+    if (exitCode !== 0 && failures.length === 0) failures.push(`vitest ended with status ${exitCode}`);
+    for (const failure of failures) {
+      console.log(`failed: ${stripVTControlCharacters(failure).replace(/\s+/g, ' ').slice(0, MESSAGE_LENGTH)}`);
+    }
+    console.log(`${report.numPassedTests} passed, ${failures.length} failed, ${skipped.length} skipped`);
+    return failures.length > 0 ? exitCode || 1 : 0;
   } finally {
     rmSync(directory, { recursive: true });
   }

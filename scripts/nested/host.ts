@@ -63,7 +63,8 @@ const CONSOLE_TAIL_BYTES = 16_384;
 export class NestedHost implements AsyncDisposable {
   readonly client: NestedClient;
   readonly #qemu: ChildProcess;
-  readonly #exited: Promise<unknown>;
+  /** Resolves when its QEMU has ended, for whatever reason. */
+  readonly exited: Promise<unknown>;
   #stopped = false;
   readonly #killQemu = () => void this.#qemu.kill('SIGKILL');
 
@@ -95,7 +96,7 @@ export class NestedHost implements AsyncDisposable {
 
   private constructor(qemu: ChildProcess) {
     this.#qemu = qemu;
-    this.#exited = once(qemu, 'close').catch(() => undefined);
+    this.exited = once(qemu, 'close').catch(() => undefined);
     this.client = new NestedClient(qemu.stdio[3] as Duplex);
     process.once('exit', this.#killQemu);
   }
@@ -111,7 +112,7 @@ export class NestedHost implements AsyncDisposable {
     this.client.close();
     // Its disks are read-only or in its memory: there is nothing to shut down in order.
     this.#killQemu();
-    await this.#exited;
+    await this.exited;
     process.off('exit', this.#killQemu);
   }
 

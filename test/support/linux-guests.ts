@@ -82,8 +82,8 @@ export interface GuestReport {
   /** What was reported of a killed drive or share. */
   died?: string;
   error?: string;
-  /** Its first run ended as guests of the nested host do now and then, and this is of its second. */
-  failedBefore?: string;
+  /** How its earlier runs ended, in the way that guests of the nested host do now and then. */
+  failures?: string[];
 }
 
 /** A folder that this machine and the nested host both see; gone on disposal. */
@@ -104,7 +104,7 @@ export async function linuxGuest(
 
 /**
  * Boots guests one after another in one process: of the nested host, whose KVM runs them, or of this machine, by TCG. One
- * that the nested host's emulation spoilt is booted once more, and that is said.
+ * that the nested host's emulation spoilt is booted again, and that is said.
  * @returns Their reports, by name.
  */
 export async function bootGuests(
@@ -120,8 +120,8 @@ export async function bootGuests(
       : await execa(command[0], command.slice(1), { input: stdin, timeout: timeoutMs, reject: false, cwd: PROJECT });
   if (exitCode !== 0) throw new Error(`boot.mjs ended with status ${exitCode}:\n${stderr}`);
   const reports = JSON.parse(stdout) as GuestReport[];
-  for (const { name, failedBefore } of reports) {
-    if (failedBefore) console.warn(`RAN TWICE: the guest ${name}; the first time it ended by: ${failedBefore}`);
+  for (const { name, failures = [] } of reports) {
+    for (const failure of failures) console.log(`RAN AGAIN: the guest ${name}, which ended by: ${failure}`);
   }
   return Object.fromEntries(reports.map((report) => [report.name, report]));
 }

@@ -3,7 +3,8 @@
  *
  * Vitest runs every test file in a process of its own, and booting takes longer than most tests. So the run's main
  * process owns the host (this file is the `globalSetup` of the project `linux`) and gives test files a Unix socket; each
- * command is one connection to it. The host boots when the first file asks for it, and not at all when none does.
+ * command is one connection to it. The host boots when the first file asks for it, and not at all when none does. One that
+ * breaks down fails what runs in it; the next command gets another.
  */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { connect, createServer, type Socket } from 'node:net';
@@ -22,8 +23,18 @@ export default function setup(): () => Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), 'vmexit-test-nested-'));
   const socketPath = join(directory, 'socket');
   let booting: Promise<NestedHost> | undefined;
+  const boot = () => {
+    const host = NestedHost.start({ onProgress: (line) => process.stderr.write(`nested host: ${line}\n`) });
+    host
+      .then(({ exited }) => exited)
+      .then(
+        () => (booting = undefined),
+        () => undefined,
+      );
+    return host;
+  };
   const server = createServer((socket) => {
-    booting ??= NestedHost.start({ onProgress: (line) => process.stderr.write(`nested host: ${line}\n`) });
+    booting ??= boot();
     booting.then(
       (host) => relay(socket, host.client),
       // The file that asked gets the reason; the next one that asks gets it too, without another long wait.
@@ -47,19 +58,26 @@ function relay(socket: Socket, client: NestedClient): void {
   let channel: Channel | undefined;
   const decoder = new FrameDecoder();
   socket.write(encodeFrame(Frame.Hello, 0));
+  const open = (id: number) =>
+    client.open({
+      onFrame: async (frame) => {
+        if (socket.destroyed) return;
+        if (frame.kind === Frame.Exit) socket.off('close', abandon);
+        if (!socket.write(encodeFrame(frame.kind, id, frame.payload))) {
+          await Promise.race([once(socket, 'drain'), once(socket, 'close')]);
+        }
+      },
+      onLost: () => socket.destroy(),
+    });
   socket.on('data', (chunk) => {
-    for (const { kind, id, payload } of decoder.push(chunk)) {
-      channel ??= client.open({
-        onFrame: async (frame) => {
-          if (socket.destroyed) return;
-          if (frame.kind === Frame.Exit) socket.off('close', abandon);
-          if (!socket.write(encodeFrame(frame.kind, id, frame.payload))) {
-            await Promise.race([once(socket, 'drain'), once(socket, 'close')]);
-          }
-        },
-        onLost: () => socket.destroy(),
-      });
-      void channel.send(kind, payload);
+    try {
+      for (const { kind, id, payload } of decoder.push(chunk)) {
+        channel ??= open(id);
+        void channel.send(kind, payload);
+      }
+    } catch (error) {
+      // A host that has just broken down takes no more commands.
+      socket.destroy(error as Error);
     }
   });
   // A test that was given up, or a worker that was killed, must not leave its command running.
