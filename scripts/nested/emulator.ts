@@ -5,7 +5,7 @@ import { downloadPackage, ensureInstalled, QEMU_X86, type OnProgress } from '../
 
 /**
  * Before it, emulated processors may go on with code that Linux has rewritten (QEMU commit deba78709a). Twice 7.2 ended
- * under a busy guest, the host with it; 10.0 was not seen to. Guests fail in both: docs/nested.md, "Traps".
+ * under a busy guest, the host with it; 10.0 was not seen to.
  */
 const SOUND_VERSION = 8.1;
 

@@ -18,7 +18,7 @@ import { findEmulator, type Emulator } from './emulator.js';
 export interface NestedHostOptions {
   /** RAM of the nested host; the outer machine gives it page by page as it is used. Default: 10 GiB, if it has 12. */
   memoryBytes?: number;
-  /** Default: 2. Each one is a busy thread of the outer machine. */
+  /** Those that run programs. Default: 2. Each one is a busy thread of the outer machine. */
   cpus?: number;
   /** Limit for the nested host to come up. Default: 180 s, ten times what it takes on a small machine. */
   bootTimeoutMs?: number;
@@ -40,11 +40,13 @@ const CPU = 'max,family=25,model=1,stepping=1';
 /**
  * no_timer_check: Linux counts timer interrupts at boot, and panics when a busy machine emulates too few.
  *
- * transparent_hugepage=never: guests failed while the pages of private memory were being replaced under KVM, by huge ones or
- * when they were first written. Without huge pages machines have a memfd, in which plain ones did not in hundreds of boots;
- * for busy ones see docs/nested.md, "Traps".
+ * isolcpus=0: nothing runs on the first processor but what has to. QEMU's TCG writes a state word of it whenever any
+ * processor executes FNINIT, without a lock. Where that met an exit from a guest on it, the host went on under the guest's
+ * nested paging, and the guest was lost: docs/nested.md, "Traps".
+ *
+ * transparent_hugepage=never: guests on huge pages failed more often than others. That was before, and is not tried again.
  */
-const CMDLINE = 'console=ttyS0 panic=-1 mitigations=off no_timer_check transparent_hugepage=never quiet';
+const CMDLINE = 'console=ttyS0 panic=-1 mitigations=off no_timer_check isolcpus=0 transparent_hugepage=never quiet';
 
 const GIB = 2 ** 30;
 const CONSOLE_TAIL_BYTES = 16_384;
@@ -163,7 +165,7 @@ async function launch(
   const args = [
     ...emulator.command,
     ...['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot'],
-    ...['-machine', 'q35', '-accel', 'tcg,thread=multi', '-cpu', CPU, '-smp', String(options.cpus ?? 2)],
+    ...['-machine', 'q35', '-accel', 'tcg,thread=multi', '-cpu', CPU, '-smp', String(1 + (options.cpus ?? 2))],
     ...['-m', `${Math.floor(memoryBytes / 2 ** 20)}M`],
     ...['-kernel', kernelPath, '-initrd', initramfsPath, '-append', CMDLINE],
     ...['-chardev', 'stdio,id=console,signal=off', '-serial', 'chardev:console'],

@@ -16,7 +16,7 @@ import { MicroVM, serveDevice } from 'vmexit';
 
 const plans = JSON.parse(await text(process.stdin));
 const reports = [];
-/** How often a guest may end by the nested host's emulation. */
+/** How often a guest may be spoilt by the nested host's emulation: docs/nested.md, "Traps". */
 const MAY_FAIL = 2;
 // And what the first machine opens for the process, and no other one again.
 const own = [...(await belongings()), '/dev/null', 'anon_inode:[eventpoll]', 'anon_inode:[eventfd]'];
@@ -41,7 +41,6 @@ async function runOnce(plan) {
   return run(plan).catch((error) => ({ name: plan.name, output: '', error: String(error.stack) }));
 }
 
-/** How guests fail in the nested host now and then, by its emulation: docs/nested.md, "Traps". */
 function isFailureOfEmulation({ exit, error, output }) {
   const spoilt = /traps: PANIC|BUG: |general protection fault|Oops: /.test(output);
   return exit?.crash?.cause.includes('triple fault') || /^the guest ran for/.test(error ?? '') || spoilt;
