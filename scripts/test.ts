@@ -12,6 +12,7 @@ import { runVitest, say } from './vitest.js';
 
 const REQUIREMENTS: readonly Requirement[] = [
   QEMU_X86,
+  { programs: ['qemu-img'], package: 'qemu-utils' },
   { programs: ['cpio'], package: 'cpio' },
   { programs: ['iasl'], package: 'acpica-tools' },
   { programs: ['xz'], package: 'xz-utils' },

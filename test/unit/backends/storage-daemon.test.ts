@@ -4,6 +4,7 @@ import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { readFile, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { findProgram } from '../../../src/backends/qemu/supervised.js';
 import { imageFile, StorageDaemon, type StorageDaemonConfig } from '../../../src/backends/qemu/storage-daemon.js';
@@ -328,12 +329,14 @@ describe.skipIf(!isInstalled)('a disk served by qemu-storage-daemon', () => {
         const failed = failures.length;
         const blocks = slots.map(() => randomBytes(32 * 1024));
         written.push(...blocks);
+        // In the first round it gets to none of them, however fast it is.
+        if (round === 0) process.kill(daemon.pid!, 'SIGSTOP');
         // Each to a place of its own: one that was answered is not written again.
         const writes = slots.map((slot, i) => slot.write((round * SLOTS + i) * 64, blocks[i], i % 2));
         let answered = 0;
         for (const write of writes) void write.then(() => answered++);
-        // Between all and none of them done.
-        await new Promise((resolve) => setTimeout(resolve, round / 2));
+        // Then anywhere between none and all of them.
+        for (let turn = 1; turn < round; turn++) await setImmediate();
         process.kill(daemon.pid!, 'SIGKILL');
         await until(() => failures.length > failed);
         undone += SLOTS - answered;

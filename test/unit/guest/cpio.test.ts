@@ -84,7 +84,7 @@ describe('CpioWriter', () => {
 
   it('is read by another implementation', () => {
     const archive = new CpioWriter().file('a/b/odd', 'x'.repeat(1_001)).symlink('a/link', 'b/odd').finish();
-    const listing = execFileSync('busybox', ['cpio', '-tv'], { input: archive, encoding: 'utf8', stdio: 'pipe' });
+    const listing = execFileSync('cpio', ['-tv'], { input: archive, encoding: 'utf8', stdio: 'pipe' });
     expect(listing).toMatch(/^-rw-r--r--.* 1001 .*a\/b\/odd$/m);
     expect(listing).toMatch(/^lrwxrwxrwx.* a\/link -> b\/odd$/m);
   });

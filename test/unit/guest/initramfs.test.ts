@@ -4,20 +4,21 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { findBusybox } from '../../../src/guest/busybox.js';
 import { debugExitProgram } from '../../../src/guest/exit-program.js';
 import { buildInitramfs, type InitramfsOptions } from '../../../src/guest/initramfs.js';
 import { shellCommand } from '../../../src/guest/shell-quote.js';
 
 let directory: string;
 let busyboxPath: string;
-beforeAll(() => {
+beforeAll(async () => {
   directory = mkdtempSync(join(tmpdir(), 'vmexit-initramfs-'));
-  busyboxPath = execFileSync('sh', ['-c', 'command -v busybox'], { encoding: 'utf8' }).trim();
+  busyboxPath = await findBusybox();
 });
 afterAll(() => rmSync(directory, { recursive: true }));
 
 const member = (archive: Uint8Array, path: string) =>
-  execFileSync('busybox', ['cpio', '-i', '--to-stdout', path], { input: archive, maxBuffer: 1 << 24, stdio: 'pipe' });
+  execFileSync('cpio', ['-i', '--to-stdout', path], { input: archive, maxBuffer: 1 << 24, stdio: 'pipe' });
 const initOf = async (options: Partial<InitramfsOptions>) =>
   member(await buildInitramfs({ busyboxPath, ...options }), 'init').toString();
 
@@ -44,7 +45,7 @@ describe('buildInitramfs', () => {
     const archive = await buildInitramfs({ busyboxPath, files });
     expect(Buffer.compare(member(archive, 'bin/busybox'), readFileSync(busyboxPath))).toBe(0);
     expect([...member(archive, 'opt/data/x')]).toEqual([0, 255, 10]);
-    const listing = execFileSync('busybox', ['cpio', '-tv'], { input: archive, encoding: 'utf8', stdio: 'pipe' });
+    const listing = execFileSync('cpio', ['-tv'], { input: archive, encoding: 'utf8', stdio: 'pipe' });
     expect(listing).toMatch(/^-rwxr-x---.* opt\/data\/x$/m);
     expect(listing).toMatch(/^-rwxr-xr-x.* init$/m);
   });
@@ -59,7 +60,7 @@ describe('buildInitramfs', () => {
       setup: ['echo ready'],
     });
     writeFileSync(script, init);
-    execFileSync('busybox', ['sh', '-n', script]);
+    execFileSync(busyboxPath, ['sh', '-n', script]);
     expect(init).toContain('stty cols 132 rows 43');
     expect(init).toContain('stty -opost -echo');
     expect(await initOf({})).not.toContain('-opost');
