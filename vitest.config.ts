@@ -7,13 +7,14 @@ const project = (name: string, extra: object = {}) => ({
   test: { name, include: [`test/${name}/**/*.test.ts`], ...extra },
 });
 
-/** All files of a run share one nested host. */
-const nested = {
+/** All files of a run share one nested host; `maxWorkers` at once use it, which is the `groupOrder`th to do so. */
+const nested = (maxWorkers: number, groupOrder: number) => ({
   testTimeout: 600_000,
   hookTimeout: 600_000,
-  fileParallelism: false,
+  maxWorkers,
+  sequence: { groupOrder },
   globalSetup: ['test/support/nested.ts'],
-};
+});
 
 export default defineConfig({
   // Tests of whole machines use the package as its users do, built: a worker thread loads JavaScript, not TypeScript.
@@ -28,14 +29,16 @@ export default defineConfig({
     pool: 'forks',
     globalSetup: ['test/support/build.ts'],
     testTimeout: 30_000,
+    maxWorkers: '100%',
     projects: [
       project('unit'),
       project('kvm'),
       project('lifetime', { testTimeout: 120_000 }),
       project('hostile', { testTimeout: 120_000 }),
       project('package', { testTimeout: 300_000 }),
-      project('linux', nested),
-      project('linux-long', nested),
+      // The nested host has two processors, and its guests one each.
+      project('linux', nested(2, 1)),
+      project('linux-long', nested(1, 2)),
     ],
   },
 });

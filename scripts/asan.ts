@@ -38,7 +38,7 @@ const env = {
 };
 
 const selection = process.argv.length > 2 ? process.argv.slice(2) : SELECTION;
-const exitCode = await runVitest(['--no-file-parallelism', ...selection], env);
+const exitCode = await runVitest(selection, env);
 // The runtime is in QEMU's processes, too, and warns there of coroutines; a report is what it calls an error.
 const reports = readdirSync(logs)
   .map((name) => readFileSync(join(logs, name), 'utf8'))

@@ -72,10 +72,11 @@ describe('a guest of another architecture', () => {
     ['reboot -f', 'reset'],
   ])('that says "%s" ends for reason %s', async (line, reason) => {
     await using vm = await MicroVM.create({ arch, kernel: kernel.vmlinuzPath, initrd, cmdline: 'quiet' });
-    vm.console.on('data', (bytes: Buffer) => {
-      if (bytes.includes('READY')) vm.console.write(`${line}\n`);
-    });
+    let text = '';
+    vm.console.on('data', (bytes: Buffer) => (text += bytes.toString('latin1')));
     await vm.start();
+    await expect.poll(() => text, { timeout: 120_000, interval: 50 }).toContain('READY\n');
+    vm.console.write(`${line}\n`);
     expect(await vm.exited).toEqual({ reason });
   });
 
