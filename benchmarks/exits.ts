@@ -3,12 +3,12 @@
  * the same guest in a loop written in C (baseline/exits.c), on this machine's /dev/kvm: two of the benchmarks of
  * `vmexit bench`, with rounds of one length.
  *
- * Rounds of the two alternate, so that whatever else the machine does meets both; figures are medians over rounds, and
- * the ratio is the median over pairs of neighbouring rounds. What a loop itself spends between KVM_RUN's return and its
- * re-entry is measured in runs of their own, for both alike, by time stamps around the ioctl
- * (preload/kvm-run-stamps.c): a median over single exits.
+ * Rounds of the two alternate, so that whatever else the machine does meets both: short ones, for a shared machine may be
+ * a third slower for seconds. Figures are medians over rounds, and the ratio is the median over pairs of neighbours.
+ * What a loop itself spends between KVM_RUN's return and its re-entry is measured in runs of their own, for both alike,
+ * by time stamps around the ioctl (preload/kvm-run-stamps.c): a median over single exits.
  *
- *   npm run bench:exits [-- --json --exits 200000 --rounds 9]
+ *   npm run bench:exits [-- --json --exits 20000 --rounds 91]
  */
 import Table from 'cli-table3';
 import { parseArgs } from 'node:util';
@@ -21,6 +21,8 @@ import { firmware } from '../test/support/firmware.js';
 
 const PROGRAMS = { pio: 'pio-loop', mmio: 'mmio-loop' } as const;
 type Space = keyof typeof PROGRAMS;
+/** Of the one run between whose KVM_RUNs is measured. */
+const STAMPED_EXITS = 200_000;
 
 /** ns between KVM_RUN's return and its re-entry. */
 interface Between {
@@ -30,6 +32,7 @@ interface Between {
 
 interface Report {
   path: Space;
+  rounds: number;
   /** A round. */
   exits: number;
   /** ns an exit, guest and KVM included. */
@@ -68,9 +71,9 @@ async function alternate([ours, theirs]: [Contender, Contender], exits: number, 
   }
 }
 
-async function between(contender: Contender, exits: number): Promise<Between> {
+async function between(contender: Contender): Promise<Between> {
   await using session = await contender.open();
-  const { median, p90 } = summarize((await session.round(exits)).map(({ time }) => time));
+  const { median, p90 } = summarize((await session.round(STAMPED_EXITS)).map(({ time }) => time));
   return { medianNs: median, p90Ns: p90 };
 }
 
@@ -82,11 +85,12 @@ async function measure(path: Space, exits: number, rounds: number): Promise<Repo
   const contenders = [loopContender('inline', { code, space: path }), cContender(program, code, path)] as const;
   return {
     path,
+    rounds,
     exits,
     ...(await alternate([...contenders], exits, rounds)),
     between: {
-      typescript: await between(stampedLoop('inline', library, path), exits),
-      c: await between(stampedC(program, library, path), exits),
+      typescript: await between(stampedLoop('inline', library, path)),
+      c: await between(stampedC(program, library, path)),
     },
   };
 }
@@ -94,8 +98,8 @@ async function measure(path: Space, exits: number, rounds: number): Promise<Repo
 const { values } = parseArgs({
   options: {
     json: { type: 'boolean', default: false },
-    exits: { type: 'string', default: '200000' },
-    rounds: { type: 'string', default: '9' },
+    exits: { type: 'string', default: '20000' },
+    rounds: { type: 'string', default: '91' },
   },
 });
 const reports: Report[] = [];
@@ -111,8 +115,16 @@ if (values.json) {
     head: ['exit', 'count', 'TypeScript', 'C', 'ratio', 'between KVM_RUNs: TypeScript', 'C'],
     style: { head: [], border: [] },
   });
-  for (const { path, exits, typescript, c, ratio, between } of reports) {
-    table.push([path, exits, us(typescript), us(c), ratio.toFixed(3), ns(between.typescript), ns(between.c)]);
+  for (const { path, rounds, exits, typescript, c, ratio, between } of reports) {
+    table.push([
+      path,
+      `${rounds} × ${exits}`,
+      us(typescript),
+      us(c),
+      ratio.toFixed(3),
+      ns(between.typescript),
+      ns(between.c),
+    ]);
   }
   console.log(table.toString());
   console.log('An exit includes the guest and KVM: medians ± median absolute deviation over interleaved rounds.');

@@ -87,6 +87,7 @@ class VcpuObject : public Napi::ObjectWrap<VcpuObject> {
   Vcpu& vcpu() const;
   [[gnu::always_inline]] inline napi_value RunInline(Napi::Env env);
   bool SetTurnDeadline();
+  int WhatIsDue(int64_t now_ns) const;
   napi_value Yield(Napi::Env env, int why);
   [[noreturn]] void ThrowRunError(int error) const;
 
@@ -100,6 +101,7 @@ class VcpuObject : public Napi::ObjectWrap<VcpuObject> {
   uint64_t turn_activity_ = 0;
   uint64_t turn_timer_starts_ = 0;
   int64_t ticks_owed_ns_ = UvLoop::kNever;
+  uint32_t exits_ = 0;
 };
 
 class MemoryObject : public Napi::ObjectWrap<MemoryObject> {
