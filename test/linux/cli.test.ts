@@ -257,9 +257,8 @@ describe('vmexit run on a terminal', () => {
   it('is a shell, where Ctrl-C is for the guest and the exit status is the shell’s', async () => {
     const terminal = onTerminal(`${RUN}; ${AFTER}`);
     await terminal.until(/~ # /);
-    terminal.type('echo $((6 * 7)); sleep 100\r');
+    terminal.type(`sh -c 'echo $((6 * 7)); exec sleep 100'\r`); // which has the terminal by then
     await terminal.until(/\n42\r/);
-    await sleep(300); // until sleep has the terminal
     terminal.type('\x03');
     await terminal.until(/\^C/);
     terminal.type('exit 5\r');

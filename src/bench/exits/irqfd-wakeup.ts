@@ -12,7 +12,7 @@ const IRQ = 4;
 /** Before each interrupt, so that the guest sleeps. As in wakeup.c. */
 const IDLE_MS = 1;
 
-/** Sleeps; writes DX at every interrupt of IRQ 4. */
+/** Writes DX once it can be interrupted, and at every interrupt of IRQ 4; sleeps otherwise. */
 const CODE = [
   [0x31, 0xc0], //                          xor   ax, ax
   [0x8e, 0xd8], //                          mov   ds, ax
@@ -23,6 +23,7 @@ const CODE = [
   [0xb0, 0x04, 0xe6, 0x21], //              ICW3
   [0xb0, 0x01, 0xe6, 0x21], //              ICW4: 8086 mode
   [0xb0, 0xef, 0xe6, 0x21], //              all masked but IRQ 4
+  [0xee], //                                out   dx, al
   [0xfb], //                                sti
   [0xf4], //                           1:   hlt
   [0xeb, 0xfd], //                          jmp   1b
@@ -50,7 +51,8 @@ function threaded(): Session {
   const guest = createGuest(CODE, { irqchip: true });
   const eventFd = new EventFd();
   guest.vm.addIrqFd({ gsi: IRQ, eventFd });
-  let onWrite: () => void = () => {};
+  let onWrite: () => void;
+  const ready = new Promise<void>((resolve) => (onWrite = resolve));
   const ports = new Bus('port');
   ports.register({ name: 'answer', read: () => 0xff, write: () => onWrite(), reset() {} }, PORT, 1);
   enter(guest.vcpus[0], 1);
@@ -58,6 +60,7 @@ function threaded(): Session {
   const ended = loop.run();
   return {
     async round(operations) {
+      await ready;
       const samples: Sample[] = [];
       for (let i = 0; i < operations; i++) {
         await sleep(IDLE_MS);
