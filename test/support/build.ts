@@ -5,5 +5,5 @@ import { spawnSync } from 'node:child_process';
  * printed and does not keep the tests from running; `npm run check` is where it fails.
  */
 export default function build(): void {
-  spawnSync('npx', ['tsc', '-p', 'tsconfig.build.json'], { stdio: 'inherit' });
+  spawnSync('npm', ['run', '--silent', 'prepare'], { stdio: 'inherit' });
 }
