@@ -44,9 +44,9 @@ const CPU = 'max,family=25,model=1,stepping=1';
  * processor executes FNINIT, without a lock. Where that met an exit from a guest on it, the host went on under the guest's
  * nested paging, and the guest was lost: docs/nested.md, "Traps".
  *
- * transparent_hugepage=never: guests on huge pages failed more often than others. That was before, and is not tried again.
+ * transparent_hugepage=madvise: guest memory is in huge pages, as on hosts of the field, and nothing else is.
  */
-const CMDLINE = 'console=ttyS0 panic=-1 mitigations=off no_timer_check isolcpus=0 transparent_hugepage=never quiet';
+const CMDLINE = 'console=ttyS0 panic=-1 mitigations=off no_timer_check isolcpus=0 transparent_hugepage=madvise quiet';
 
 const GIB = 2 ** 30;
 const CONSOLE_TAIL_BYTES = 16_384;
