@@ -1,4 +1,3 @@
-import { readFile } from 'node:fs/promises';
 import { ACPI_POWER, writeAcpiTables, type AcpiDevice } from '../boot/acpi.js';
 import type { EntryState } from '../boot/entry.js';
 import { bootProtocol, loadKernel } from '../boot/kernel.js';
@@ -46,6 +45,7 @@ import {
   VIRTIO_MMIO,
 } from './layout.js';
 import { foreignCmdline } from './foreign.js';
+import { ImageFile } from './image-file.js';
 import type { DeviceStats, MachineConfig, MachineExit, MachineStats } from './machine.js';
 import { memoryControl, type MemoryControl } from './memory-control.js';
 import { hasSharedMemory, ramRegions } from './memory-map.js';
@@ -120,10 +120,8 @@ export class Board {
       const message = `cpus: ${config.cpus} is too many under KVM, which allows ${most} here; accel: "tcg" goes up to ${MAX_VCPUS.tcg}`;
       throw new VmmError('INVALID_ARGUMENT', message);
     }
-    const [kernel, initrd] = await Promise.all([
-      readImage(config.kernelPath!, 'BAD_KERNEL'), // every microvm has one
-      config.initrdPath === undefined ? undefined : readImage(config.initrdPath, 'BAD_INITRD'),
-    ]);
+    using kernel = await ImageFile.read(config.kernelPath!, 'BAD_KERNEL'); // every microvm has one
+    using initrd = config.initrdPath === undefined ? undefined : await ImageFile.read(config.initrdPath, 'BAD_INITRD');
     const vm = kvm.createVm();
     let board: Board;
     try {
@@ -134,8 +132,9 @@ export class Board {
     }
     try {
       await board.#addVirtio(config, events);
-      const cmdline = bootProtocol(kernel) === 'multiboot' ? foreignCmdline(config) : config.cmdline;
-      const entry = await board.#load({ kernel, cmdline, ...(initrd && { initrd }) }, config.cpus);
+      const cmdline = bootProtocol(kernel.bytes) === 'multiboot' ? foreignCmdline(config) : config.cmdline;
+      const boot = { kernel: kernel.bytes, cmdline, ...(initrd && { initrd: initrd.bytes }) };
+      const entry = await board.#load(boot, config.cpus);
       board.#addVcpus(kvm, entry, config, events);
       return board;
     } catch (error) {
@@ -381,13 +380,5 @@ export class Board {
     this.#loop = inline
       ? new InlineRunLoop(vm.vcpus[0], this.ports, this.mmio, onTurn)
       : new ThreadedRunLoop(vm.vcpus, this.ports, this.mmio, onTurn);
-  }
-}
-
-async function readImage(path: string, code: 'BAD_KERNEL' | 'BAD_INITRD'): Promise<Uint8Array> {
-  try {
-    return await readFile(path);
-  } catch (cause) {
-    throw new VmmError(code, `${path} cannot be read: ${(cause as Error).message}`, { cause });
   }
 }

@@ -176,7 +176,10 @@ export class MicroVM extends EventEmitter<MachineEvents> implements Omit<Machine
     return this.#machine.stats();
   }
 
-  /** Ends the guest and gives everything back. Idempotent. */
+  /**
+   * Ends the guest and gives everything back. One worker thread stays for a minute, for the next machine; it does not keep
+   * the process alive. Idempotent.
+   */
   close(): Promise<void> {
     return this.#machine.close();
   }

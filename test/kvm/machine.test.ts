@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { existsSync, readdirSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { text } from 'node:stream/consumers';
-import { describe, expect, it, onTestFinished } from 'vitest';
+import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import { MicroVM, VmmError, type MicroVMOptions } from 'vmexit';
 import { assembleKernel } from '../support/kernel.js';
 
@@ -280,6 +280,46 @@ describe.skipIf(!existsSync('/dev/kvm'))('a machine under KVM (skipped where the
       await expect(closed[call]()).rejects.toMatchObject({ code: 'CLOSED' });
     }
     await closed.close();
+  });
+
+  it('leaves its thread to the next machine, for a minute', async () => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+    onTestFinished(() => void vi.useRealTimers());
+    const threads = () => readdirSync('/proc/self/task').length;
+    const [first, second] = [await machine(spin), await machine(spin)];
+    const both = threads();
+    await first.close();
+    expect(threads()).toBe(both);
+    await second.close(); // one is enough
+    expect(threads()).toBe(both - 1);
+    const third = await machine(spin);
+    expect(threads()).toBe(both - 1);
+    await vi.advanceTimersByTimeAsync(60_000);
+    expect(third.state).toBe('created');
+    await third.close();
+    expect(threads()).toBe(both - 1);
+    await vi.advanceTimersByTimeAsync(60_000);
+    vi.useRealTimers();
+    await expect.poll(threads).toBe(both - 2);
+  });
+
+  it('holds its initrd once, in guest memory', async () => {
+    const kernel = assembleKernel(spin);
+    const initrd = `${kernel}.initrd`;
+    onTestFinished(() => rmSync(initrd));
+    const sizeBytes = 300 * 2 ** 20;
+    writeFileSync(initrd, '');
+    truncateSync(initrd, sizeBytes);
+    const vm = await MicroVM.create({ kernel, accel: 'kvm', memory: '16M' });
+    onTestFinished(() => vm.close());
+    const before = process.memoryUsage.rss();
+    const large = await MicroVM.create({ kernel, initrd, accel: 'kvm', memory: '512M' });
+    onTestFinished(() => large.close());
+    const grown = process.memoryUsage.rss() - before;
+    expect(grown).toBeGreaterThan(sizeBytes);
+    expect(grown).toBeLessThan(sizeBytes * 1.5);
+    await large.close();
+    expect(process.memoryUsage.rss() - before).toBeLessThan(sizeBytes * 0.5);
   });
 
   it('refuses calls that do not fit its state', async () => {

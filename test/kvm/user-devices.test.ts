@@ -80,6 +80,18 @@ describe.skipIf(!existsSync('/dev/kvm'))('a device of the user (skipped where th
     expect((await vm.stats()).accesses).toMatchObject({ thermometer: 2 });
   });
 
+  it('leaves nothing of its module to the next machine: the thread ends', async () => {
+    const path = moduleOf(`let made = 0;
+export default class { name = 'once'; read() { return ++made; } write() {} reset() {} }`);
+    const device = { module: path, ports: { base: PORT, count: 1 } };
+    const read = `mov dx, ${PORT}\nin al, dx\nmov dx, 0xf4\nout dx, al\njmp .`;
+    for (let i = 0; i < 2; i++) {
+      await using vm = await create([device], read);
+      await vm.start();
+      expect(await vm.exited).toEqual({ reason: 'shutdown', debugExit: 1 });
+    }
+  });
+
   it('answers at guest-physical addresses, by any export of its module, and is made anew by a reset', async () => {
     const source = `
 export class Counter {

@@ -59,7 +59,8 @@ export const bootLinux: Benchmark = {
   title: 'Boot to user space',
   description:
     "From MicroVM.create(), or from the start of QEMU's process, until the first program of user space speaks: Debian's " +
-    `cloud kernel, an initramfs that is this one program, one CPU, ${MEMORY}.`,
+    `cloud kernel, an initramfs that is this one program, one CPU, ${MEMORY}. The first machine of a process also waits for ` +
+    'its thread to start; later ones find that of the one before.',
   metrics: {
     time: { title: 'time to user space', unit: 'ns' },
     make: { title: 'of it, before the guest starts', unit: 'ns' },
