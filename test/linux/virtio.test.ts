@@ -26,13 +26,16 @@ const FILE_BYTES = [1, 4096, 100_001, 12 * MIB + 17];
 const HELLO = 'hello from the host';
 const WRITTEN_MIB = 16;
 
-/** Reads what the host made, writes, reads that again past the page cache, and has the device tell of itself. */
+/**
+ * Reads what the host made, writes, reads that again past the page cache, and has the device tell of itself. It may be run
+ * anew on the same disk: a guest that the nested host spoils is.
+ */
 const DISK_SCRIPT = `
 cat /sys/block/vda/serial; echo
 mount -t ext4 /dev/vda /mnt
 (cd /mnt && sha256sum -c SUMS) || exit 1
 dd if=/dev/urandom of=/mnt/written bs=1M count=${WRITTEN_MIB} 2>/dev/null
-rm /mnt/file0; mkdir /mnt/many; for i in $(seq 50); do echo $i >/mnt/many/$i; done
+cp /mnt/file2 /mnt/gone; rm /mnt/gone; mkdir -p /mnt/many; for i in $(seq 50); do echo $i >/mnt/many/$i; done
 sync; echo 3 >/proc/sys/vm/drop_caches
 sha256sum /mnt/written
 umount /mnt
