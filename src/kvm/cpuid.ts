@@ -1,5 +1,5 @@
 import { LAYOUT } from './abi.js';
-import { decode, encode, sizeOf, type Struct } from './struct.js';
+import { decodeArray, encodeArray, sizeOf, type Struct } from './struct.js';
 
 /** One CPUID leaf: `function` is EAX and `index` ECX on input; `flags` bit 0 says that the index counts. */
 export type CpuidEntry = Struct<'kvm_cpuid_entry2'>;
@@ -11,11 +11,11 @@ const ENTRY_BYTES = sizeOf('kvm_cpuid_entry2');
 export function encodeCpuid(entries: readonly CpuidEntry[], capacity: number): Uint8Array {
   const bytes = new Uint8Array(HEADER_BYTES + capacity * ENTRY_BYTES);
   new DataView(bytes.buffer).setUint32(0, capacity, true);
-  entries.forEach((entry, i) => encode('kvm_cpuid_entry2', entry, bytes, HEADER_BYTES + i * ENTRY_BYTES));
+  encodeArray('kvm_cpuid_entry2', entries, bytes, HEADER_BYTES);
   return bytes;
 }
 
 export function decodeCpuid(bytes: Uint8Array): CpuidEntry[] {
   const count = new DataView(bytes.buffer).getUint32(0, true);
-  return Array.from({ length: count }, (_, i) => decode('kvm_cpuid_entry2', bytes, HEADER_BYTES + i * ENTRY_BYTES));
+  return decodeArray('kvm_cpuid_entry2', count, bytes, HEADER_BYTES);
 }

@@ -21,6 +21,70 @@ export type Struct<N extends StructName> = {
   -readonly [F in keyof Structs[N]['fields']]: FieldValue<Structs[N]['fields'][F]>;
 };
 
+interface IntegerKind {
+  bytes: number;
+  read(view: DataView, at: number): number | bigint;
+  /** @returns Whether the value is one of the kind; if not, nothing is written. */
+  write(view: DataView, at: number, value: unknown): boolean;
+}
+
+const INTEGER_KINDS: Readonly<Record<string, IntegerKind>> = {
+  u8: {
+    bytes: 1,
+    read: (view, at) => view.getUint8(at),
+    write(view, at, value) {
+      if (typeof value !== 'number' || (value & 0xff) !== value) return false;
+      view.setUint8(at, value);
+      return true;
+    },
+  },
+  u16: {
+    bytes: 2,
+    read: (view, at) => view.getUint16(at, true),
+    write(view, at, value) {
+      if (typeof value !== 'number' || (value & 0xffff) !== value) return false;
+      view.setUint16(at, value, true);
+      return true;
+    },
+  },
+  u32: {
+    bytes: 4,
+    read: (view, at) => view.getUint32(at, true),
+    write(view, at, value) {
+      if (typeof value !== 'number' || value >>> 0 !== value) return false;
+      view.setUint32(at, value, true);
+      return true;
+    },
+  },
+  s32: {
+    bytes: 4,
+    read: (view, at) => view.getInt32(at, true),
+    write(view, at, value) {
+      if (typeof value !== 'number' || (value | 0) !== value) return false;
+      view.setInt32(at, value, true);
+      return true;
+    },
+  },
+  u64: {
+    bytes: 8,
+    read: (view, at) => view.getBigUint64(at, true),
+    write(view, at, value) {
+      if (typeof value !== 'bigint' || BigInt.asUintN(64, value) !== value) return false;
+      view.setBigUint64(at, value, true);
+      return true;
+    },
+  },
+  s64: {
+    bytes: 8,
+    read: (view, at) => view.getBigInt64(at, true),
+    write(view, at, value) {
+      if (typeof value !== 'bigint' || BigInt.asIntN(64, value) !== value) return false;
+      view.setBigInt64(at, value, true);
+      return true;
+    },
+  },
+};
+
 /** A field of {@link STRUCTS} with what coding it needs at hand: a vCPU's life begins with hundreds of them. */
 interface Field {
   key: string;
@@ -28,14 +92,16 @@ interface Field {
   kind: string;
   /** Of an array, or bytes. */
   length: number | undefined;
-  /** Bytes of an integer. */
-  width: number;
+  /** Of an integer, or the integers of an array. */
+  integer: IntegerKind;
   struct: Layout | undefined;
 }
 
 interface Layout {
   name: StructName;
   fields: readonly Field[];
+  /** Has every key: a copy of it that is filled takes a third of the time of an object that grows. */
+  template: Readonly<Record<string, unknown>>;
 }
 
 const layouts = new Map<StructName, Layout>();
@@ -48,10 +114,10 @@ function layoutOf(name: StructName): Layout {
     );
     const fields = given.map(([key, { offset, kind, length, struct }]) => ({
       ...{ key, offset, kind, length },
-      width: Number(kind.slice(1)) / 8,
+      integer: INTEGER_KINDS[kind],
       struct: struct && layoutOf(struct),
     }));
-    layout = { name, fields };
+    layout = { name, fields, template: Object.fromEntries(given.map(([key]) => [key, undefined])) };
     layouts.set(name, layout);
   }
   return layout;
@@ -61,18 +127,28 @@ export const sizeOf = (name: StructName): number => STRUCTS[name].size;
 
 /** Reads a structure at `offset`. */
 export function decode<N extends StructName>(name: N, bytes: Uint8Array, offset = 0): Struct<N> {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  return decodeFields(layoutOf(name), view, bytes, offset) as Struct<N>;
+  return decodeFields(layoutOf(name), viewOf(bytes), bytes, offset) as Struct<N>;
+}
+
+/** Reads `count` structures that follow one another from `offset` on. */
+export function decodeArray<N extends StructName>(
+  name: N,
+  count: number,
+  bytes: Uint8Array,
+  offset: number,
+): Struct<N>[] {
+  const [layout, view, size] = [layoutOf(name), viewOf(bytes), sizeOf(name)];
+  return Array.from({ length: count }, (_, i) => decodeFields(layout, view, bytes, offset + i * size) as Struct<N>);
 }
 
 function decodeFields(layout: Layout, view: DataView, bytes: Uint8Array, offset: number): Record<string, unknown> {
-  const result: Record<string, unknown> = {};
-  for (const { key, offset: fieldOffset, kind, length, width, struct } of layout.fields) {
+  const result = { ...layout.template };
+  for (const { key, offset: fieldOffset, kind, length, integer, struct } of layout.fields) {
     const at = offset + fieldOffset;
     if (struct) result[key] = decodeFields(struct, view, bytes, at);
     else if (kind === 'bytes') result[key] = bytes.slice(at, at + length!);
-    else if (length === undefined) result[key] = readInteger(view, at, kind);
-    else result[key] = Array.from({ length }, (_, i) => readInteger(view, at + i * width, kind));
+    else if (length === undefined) result[key] = integer.read(view, at);
+    else result[key] = Array.from({ length }, (_, i) => integer.read(view, at + i * integer.bytes));
   }
   return result;
 }
@@ -83,14 +159,24 @@ function decodeFields(layout: Layout, view: DataView, bytes: Uint8Array, offset:
  * @throws VmmError code "INVALID_ARGUMENT" naming the field that is missing, of the wrong type or out of range.
  */
 export function encode<N extends StructName>(name: N, value: Struct<N>, bytes: Uint8Array, offset = 0): void {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  encodeFields(layoutOf(name), value, view, bytes, offset);
+  encodeFields(layoutOf(name), value, viewOf(bytes), bytes, offset);
+}
+
+/** Writes structures one after another from `offset` on. @throws VmmError as {@link encode} does. */
+export function encodeArray<N extends StructName>(
+  name: N,
+  values: readonly Struct<N>[],
+  bytes: Uint8Array,
+  offset: number,
+): void {
+  const [layout, view, size] = [layoutOf(name), viewOf(bytes), sizeOf(name)];
+  values.forEach((value, i) => encodeFields(layout, value, view, bytes, offset + i * size));
 }
 
 function encodeFields(layout: Layout, value: unknown, view: DataView, bytes: Uint8Array, offset: number): void {
   const { name, fields } = layout;
   if (typeof value !== 'object' || value === null) throw invalid(name, 'an object');
-  for (const { key, offset: fieldOffset, kind, length, width, struct } of fields) {
+  for (const { key, offset: fieldOffset, kind, length, integer, struct } of fields) {
     const at = offset + fieldOffset;
     const item = (value as Record<string, unknown>)[key];
     if (struct) encodeFields(struct, item, view, bytes, at);
@@ -100,66 +186,17 @@ function encodeFields(layout: Layout, value: unknown, view: DataView, bytes: Uin
       }
       bytes.set(item, at);
     } else if (length === undefined) {
-      if (!writeInteger(view, at, kind, item)) throw invalidInteger(`${name}.${key}`, kind);
+      if (!integer.write(view, at, item)) throw invalidInteger(`${name}.${key}`, kind);
     } else {
       if (!Array.isArray(item) || item.length !== length) throw invalid(`${name}.${key}`, `an array of ${length}`);
       for (let i = 0; i < length; i++) {
-        if (!writeInteger(view, at + i * width, kind, item[i])) throw invalidInteger(`${name}.${key}[${i}]`, kind);
+        if (!integer.write(view, at + i * integer.bytes, item[i])) throw invalidInteger(`${name}.${key}[${i}]`, kind);
       }
     }
   }
 }
 
-function readInteger(view: DataView, at: number, kind: string): number | bigint {
-  switch (kind) {
-    case 'u8':
-      return view.getUint8(at);
-    case 'u16':
-      return view.getUint16(at, true);
-    case 'u32':
-      return view.getUint32(at, true);
-    case 's32':
-      return view.getInt32(at, true);
-    case 's64':
-      return view.getBigInt64(at, true);
-    default:
-      return view.getBigUint64(at, true);
-  }
-}
-
-/** @returns Whether the value is one of the kind; if not, nothing is written. */
-function writeInteger(view: DataView, at: number, kind: string, value: unknown): boolean {
-  switch (kind) {
-    case 'u8':
-      if (!isInteger(value, 0, 0xff)) return false;
-      view.setUint8(at, value);
-      return true;
-    case 'u16':
-      if (!isInteger(value, 0, 0xffff)) return false;
-      view.setUint16(at, value, true);
-      return true;
-    case 'u32':
-      if (!isInteger(value, 0, 0xffff_ffff)) return false;
-      view.setUint32(at, value, true);
-      return true;
-    case 's32':
-      if (!isInteger(value, -0x8000_0000, 0x7fff_ffff)) return false;
-      view.setInt32(at, value, true);
-      return true;
-    case 's64':
-      if (typeof value !== 'bigint' || BigInt.asIntN(64, value) !== value) return false;
-      view.setBigInt64(at, value, true);
-      return true;
-    default:
-      if (typeof value !== 'bigint' || BigInt.asUintN(64, value) !== value) return false;
-      view.setBigUint64(at, value, true);
-      return true;
-  }
-}
-
-const isInteger = (value: unknown, low: number, high: number): value is number =>
-  Number.isInteger(value) && (value as number) >= low && (value as number) <= high;
-
+const viewOf = (bytes: Uint8Array) => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 const invalid = (path: string, expected: string) => new VmmError('INVALID_ARGUMENT', `${path} must be ${expected}`);
 const invalidInteger = (path: string, kind: string) =>
   invalid(path, kind.endsWith('64') ? `a bigint (${kind})` : `an integer (${kind})`);

@@ -5,7 +5,7 @@ import { requireArray } from './arguments.js';
 import { decodeCpuid, encodeCpuid, type CpuidEntry } from './cpuid.js';
 import { ExitDecoder, type VmExit } from './exit.js';
 import { growing } from './growing.js';
-import { decode, encode, sizeOf, type Struct, type StructName } from './struct.js';
+import { decode, decodeArray, encode, encodeArray, sizeOf, type Struct, type StructName } from './struct.js';
 
 export type Regs = Struct<'kvm_regs'>;
 export type Sregs = Struct<'kvm_sregs'>;
@@ -174,9 +174,7 @@ export class Vcpu implements Disposable {
     const bytes = new Uint8Array(LAYOUT['kvm_xcrs']);
     this.#ioctl(KVM.GET_XCRS, bytes);
     const count = new DataView(bytes.buffer).getUint32(LAYOUT['kvm_xcrs.nr_xcrs'], true);
-    return Array.from({ length: count }, (_, i) =>
-      decode('kvm_xcr', bytes, LAYOUT['kvm_xcrs.xcrs'] + i * sizeOf('kvm_xcr')),
-    );
+    return decodeArray('kvm_xcr', count, bytes, LAYOUT['kvm_xcrs.xcrs']);
   }
   setXcrs(xcrs: readonly Xcr[]): void {
     requireArray('xcrs', xcrs);
@@ -184,7 +182,7 @@ export class Vcpu implements Disposable {
     const most = Math.floor((bytes.length - LAYOUT['kvm_xcrs.xcrs']) / sizeOf('kvm_xcr'));
     if (xcrs.length > most) throw new VmmError('INVALID_ARGUMENT', `at most ${most} XCRs can be set`);
     new DataView(bytes.buffer).setUint32(LAYOUT['kvm_xcrs.nr_xcrs'], xcrs.length, true);
-    xcrs.forEach((xcr, i) => encode('kvm_xcr', xcr, bytes, LAYOUT['kvm_xcrs.xcrs'] + i * sizeOf('kvm_xcr')));
+    encodeArray('kvm_xcr', xcrs, bytes, LAYOUT['kvm_xcrs.xcrs']);
     this.#ioctl(KVM.SET_XCRS, bytes);
   }
 
@@ -303,13 +301,12 @@ export class Vcpu implements Disposable {
   #msrs(request: number, msrs: readonly Msr[]): Msr[] {
     requireArray('msrs', msrs);
     const header = LAYOUT['kvm_msrs.entries'];
-    const width = sizeOf('kvm_msr_entry');
     const result: Msr[] = [];
     for (let start = 0; start < msrs.length; start += MSRS_PER_CALL) {
       const batch = msrs.slice(start, start + MSRS_PER_CALL);
-      const bytes = new Uint8Array(header + batch.length * width);
+      const bytes = new Uint8Array(header + batch.length * sizeOf('kvm_msr_entry'));
       new DataView(bytes.buffer).setUint32(0, batch.length, true);
-      batch.forEach((msr, i) => encode('kvm_msr_entry', msr, bytes, header + i * width));
+      encodeArray('kvm_msr_entry', batch, bytes, header);
       // KVM stops at the first entry it refuses and returns how many it did.
       const done = this.#ioctl(request, bytes);
       if (done < batch.length) {
@@ -318,7 +315,7 @@ export class Vcpu implements Disposable {
           operation: request === KVM.GET_MSRS ? 'KVM_GET_MSRS' : 'KVM_SET_MSRS',
         });
       }
-      batch.forEach((_, i) => result.push(decode('kvm_msr_entry', bytes, header + i * width)));
+      result.push(...decodeArray('kvm_msr_entry', batch.length, bytes, header));
     }
     return result;
   }

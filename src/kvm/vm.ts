@@ -17,7 +17,7 @@ import {
 import { requireArray, requireInteger } from './arguments.js';
 import type { EventFd } from './event-fd.js';
 import { GuestRam } from './ram.js';
-import { decode, encode, sizeOf, type Struct, type StructName } from './struct.js';
+import { decode, decodeArray, encode, encodeArray, sizeOf, type Struct, type StructName } from './struct.js';
 import { Vcpu } from './vcpu.js';
 
 export interface AddMemory {
@@ -269,7 +269,7 @@ export class Vm implements Disposable {
     const bytes = new Uint8Array(LAYOUT['kvm_pit_state2']);
     this.#ioctl(KVM.GET_PIT2, bytes);
     return {
-      channels: [0, 1, 2].map((i) => decode('kvm_pit_channel_state', bytes, i * sizeOf('kvm_pit_channel_state'))),
+      channels: decodeArray('kvm_pit_channel_state', 3, bytes, LAYOUT['kvm_pit_state2.channels']),
       flags: new DataView(bytes.buffer).getUint32(LAYOUT['kvm_pit_state2.flags'], true),
     };
   }
@@ -277,9 +277,7 @@ export class Vm implements Disposable {
     const bytes = new Uint8Array(LAYOUT['kvm_pit_state2']);
     requireArray('channels', pit.channels);
     if (pit.channels.length !== 3) throw new VmmError('INVALID_ARGUMENT', 'a PIT has three channels');
-    pit.channels.forEach((channel, i) =>
-      encode('kvm_pit_channel_state', channel, bytes, i * sizeOf('kvm_pit_channel_state')),
-    );
+    encodeArray('kvm_pit_channel_state', pit.channels, bytes, LAYOUT['kvm_pit_state2.channels']);
     new DataView(bytes.buffer).setUint32(LAYOUT['kvm_pit_state2.flags'], pit.flags, true);
     this.#ioctl(KVM.SET_PIT2, bytes);
   }
