@@ -42,18 +42,20 @@ MemoryObject::MemoryObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
     mapping_ = Mapping::Find(IntegerArgument(info, 1));
     if (!mapping_) throw ClosedError("the guest memory");
     Napi::Env env = info.Env();
-    revoke_ = Napi::ThreadSafeFunction::New(env, Napi::Function::New(env, [](const Napi::CallbackInfo&) {}),
-                                            "vmexit:revoke", 0, 1);
-    revoke_.Unref(env);
-    revocation_ = mapping_->AddClaim([this] {
-      // The claim is removed before this object goes, and revoke_ is released after that.
-      revoke_.NonBlockingCall([this](Napi::Env env, Napi::Function) { Release(env); });
-    });
+    revocation_ = LoopWatch::Calls(
+        env, [this, env] { Release(env); },
+        [this] {
+          mapping_->RemoveClaim(claim_);
+          revocation_ = nullptr;
+        });
+    claim_ = mapping_->AddClaim([watch = revocation_] { watch->Send(); });
   });
 }
 
 // The ArrayBuffers stay: whoever still holds one keeps the mapping.
-MemoryObject::~MemoryObject() { Unclaim(); }
+MemoryObject::~MemoryObject() {
+  if (revocation_) revocation_->End();
+}
 
 // buffer(offset, length) -> ArrayBuffer over that part; detached by close()
 Napi::Value MemoryObject::Buffer(const Napi::CallbackInfo& info) {
@@ -96,23 +98,17 @@ Napi::Value MemoryObject::OnPages(const Napi::CallbackInfo& info, void (Mapping:
 
 // close(): detaches this environment's buffers, and has every other environment detach its own.
 Napi::Value MemoryObject::Close(const Napi::CallbackInfo& info) {
-  if (mapping_ && revocation_ == 0) mapping_->RevokeClaims();
+  if (mapping_ && claim_ == 0) mapping_->RevokeClaims();
   Release(info.Env());
   return info.Env().Undefined();
 }
 
 void MemoryObject::Release(Napi::Env env) {
   if (!mapping_) return;
-  Unclaim();
+  if (revocation_) revocation_->End();
   for (ForeignBuffer& buffer : buffers_) buffer.Detach(env);
   buffers_.clear();
   mapping_.reset();
-}
-
-void MemoryObject::Unclaim() {
-  if (!mapping_ || revocation_ == 0) return;
-  mapping_->RemoveClaim(revocation_);
-  revoke_.Release();
 }
 
 const std::shared_ptr<Mapping>& MemoryObject::mapping() const {

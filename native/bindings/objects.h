@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "bindings/addon.h"
-#include "bindings/fd_watch.h"
+#include "bindings/loop_watch.h"
 #include "kvm/mapping.h"
 #include "kvm/unique_fd.h"
 #include "kvm/vcpu.h"
@@ -122,13 +122,12 @@ class MemoryObject : public Napi::ObjectWrap<MemoryObject> {
   Napi::Value OnPages(const Napi::CallbackInfo& info, void (Mapping::*operation)(size_t, size_t));
   Napi::Value Close(const Napi::CallbackInfo& info);
   void Release(Napi::Env env);
-  void Unclaim();
 
   std::shared_ptr<Mapping> mapping_;
   std::vector<ForeignBuffer> buffers_;
   // Set where this object was attached to another environment's memory: revokes it when the creator closes.
-  uint64_t revocation_ = 0;
-  Napi::ThreadSafeFunction revoke_;
+  uint64_t claim_ = 0;
+  LoopWatch* revocation_ = nullptr;
 };
 
 // An eventfd.
@@ -166,7 +165,7 @@ class VcpuGroupObject : public Napi::ObjectWrap<VcpuGroupObject> {
   VcpuGroup& group() const;
 
   std::unique_ptr<VcpuGroup> group_;
-  FdWatch* watch_ = nullptr;
+  LoopWatch* watch_ = nullptr;
 };
 
 }  // namespace vmexit

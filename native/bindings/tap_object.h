@@ -5,7 +5,7 @@
 
 #include <string>
 
-#include "bindings/fd_watch.h"
+#include "bindings/loop_watch.h"
 #include "kvm/unique_fd.h"
 
 namespace vmexit {

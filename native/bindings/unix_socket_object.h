@@ -3,7 +3,7 @@
 
 #include <napi.h>
 
-#include "bindings/fd_watch.h"
+#include "bindings/loop_watch.h"
 #include "kvm/unique_fd.h"
 
 namespace vmexit {

@@ -46,8 +46,9 @@ Napi::Value VcpuGroupObject::Start(const Napi::CallbackInfo& info) {
     if (!info[0].IsFunction()) throw ArgumentError("argument 1 must be a function");
     VcpuGroup& group = this->group();
     if (watch_) throw ArgumentError("the group has started");
-    watch_ = FdWatch::Create(info.Env(), group.wake_fd(), info[0].As<Napi::Function>(), &watch_,
-                             [&group] { group.ClearWake(); });
+    watch_ = LoopWatch::Fd(
+        info.Env(), group.wake_fd(), info[0].As<Napi::Function>(), [this] { watch_ = nullptr; },
+        [&group] { group.ClearWake(); });
     group.Start();
     return info.Env().Undefined();
   });

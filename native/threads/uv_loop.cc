@@ -2,6 +2,7 @@
 
 #include <uv.h>
 
+#include <memory>
 #include <utility>
 
 #include "kvm/error.h"
@@ -27,31 +28,45 @@ int64_t UvLoop::DeadlineNs() const {
   return (static_cast<int64_t>(uv_now(loop_)) + timeout_ms + 1) * 1'000'000;
 }
 
-struct FdPoll::Handle {
-  uv_poll_t poll;
-  std::function<void()> on_readable;
+struct LoopHandle::Handle {
+  union {
+    uv_handle_t uv;
+    uv_poll_t poll;
+    uv_async_t async;
+  };
+  std::function<void()> call;
   std::function<void()> on_closed;
 };
 
-FdPoll::FdPoll(uv_loop_s* loop, int fd, std::function<void()> on_readable) : handle_(new Handle) {
-  handle_->on_readable = std::move(on_readable);
-  handle_->poll.data = handle_;
-  if (int error = uv_poll_init(loop, &handle_->poll, fd)) {
-    delete handle_;
-    throw SystemError("uv_poll_init", -error);
-  }
-  uv_poll_start(&handle_->poll, UV_READABLE,
-                [](uv_poll_t* poll, int, int) { static_cast<Handle*>(poll->data)->on_readable(); });
+LoopHandle LoopHandle::Poll(uv_loop_s* loop, int fd, std::function<void()> call) {
+  auto handle = std::make_unique<Handle>();
+  handle->call = std::move(call);
+  if (int error = uv_poll_init(loop, &handle->poll, fd)) throw SystemError("uv_poll_init", -error);
+  handle->uv.data = handle.get();
+  uv_poll_start(&handle->poll, UV_READABLE,
+                [](uv_poll_t* poll, int, int) { static_cast<Handle*>(poll->data)->call(); });
+  return LoopHandle(handle.release());
 }
 
-void FdPoll::Stop(std::function<void()> then) {
+LoopHandle LoopHandle::Async(uv_loop_s* loop, std::function<void()> call) {
+  auto handle = std::make_unique<Handle>();
+  handle->call = std::move(call);
+  int error = uv_async_init(loop, &handle->async, [](uv_async_t* async) { static_cast<Handle*>(async->data)->call(); });
+  if (error != 0) throw SystemError("uv_async_init", -error);
+  handle->uv.data = handle.get();
+  uv_unref(&handle->uv);
+  return LoopHandle(handle.release());
+}
+
+void LoopHandle::Send() { uv_async_send(&handle_->async); }
+
+void LoopHandle::Stop(std::function<void()> then) {
   Handle* handle = std::exchange(handle_, nullptr);
   if (handle == nullptr) return;
   handle->on_closed = std::move(then);
-  uv_close(reinterpret_cast<uv_handle_t*>(&handle->poll), [](uv_handle_t* poll) {
-    auto* closed = static_cast<Handle*>(poll->data);
+  uv_close(&handle->uv, [](uv_handle_t* uv) {
+    std::unique_ptr<Handle> closed(static_cast<Handle*>(uv->data));
     if (closed->on_closed) closed->on_closed();
-    delete closed;
   });
 }
 

@@ -33,22 +33,29 @@ class UvLoop {
   const uint64_t* timer_starts_;
 };
 
-// Calls back on the loop's thread while an fd is readable.
+// A handle of the loop that calls back on its thread.
 //
 // LIFETIME: Stop() or the destructor ends the callbacks at once; libuv's handle frees itself a turn later.
-class FdPoll {
+class LoopHandle {
  public:
-  // Throws SystemError where the fd cannot be polled.
-  FdPoll(uv_loop_s* loop, int fd, std::function<void()> on_readable);
-  ~FdPoll() { Stop(); }
-  FdPoll(const FdPoll&) = delete;
-  FdPoll& operator=(const FdPoll&) = delete;
+  // Calls while an fd is readable. Throws SystemError where the fd cannot be polled.
+  static LoopHandle Poll(uv_loop_s* loop, int fd, std::function<void()> call);
+  // Calls after Send(). Does not keep the loop alive. Throws SystemError.
+  static LoopHandle Async(uv_loop_s* loop, std::function<void()> call);
+  ~LoopHandle() { Stop(); }
+  LoopHandle(const LoopHandle&) = delete;
+  LoopHandle& operator=(const LoopHandle&) = delete;
+
+  // Of Async(): on any thread, and never once Stop() may have been called. Several may make one call.
+  void Send();
   void Stop() { Stop(nullptr); }
   // then: called once libuv has let go of the handle.
   void Stop(std::function<void()> then);
 
  private:
   struct Handle;
+  explicit LoopHandle(Handle* handle) : handle_(handle) {}
+
   Handle* handle_;
 };
 

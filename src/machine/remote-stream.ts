@@ -75,7 +75,7 @@ export class RemoteStream extends Duplex {
   }
 
   override _destroy(error: Error | null, done: (error: Error | null) => void): void {
-    // Node ends every async iteration of a Duplex that way.
+    // Node 20 ends every async iteration of a Duplex that way.
     const failed = error !== null && error.name !== 'AbortError';
     this.#post({ type: 'destroyed', ...(failed && { error: toPlainError(error) }) });
     this.#remoteGone = true;

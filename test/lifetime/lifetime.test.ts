@@ -106,6 +106,8 @@ describeKvm('lifetimes', () => {
     'views-outlive',
     'memory-outlives-vm',
     'attached-then-closed',
+    'attached-then-collected',
+    'attached-left-open',
     'several-workers',
   ])('any order of closing is sound: %s', async (ending) => {
     const { result, exitCode } = await run<{ ok: boolean }>('endings', ending);

@@ -119,6 +119,18 @@ const ENDINGS: Record<string, () => void | Promise<void>> = {
     await settle();
     report({ ok: census().mappings === 0 });
   },
+  async 'attached-then-collected'() {
+    const ram = GuestRam.create(0, 1 << 20);
+    for (let i = 0; i < 100; i++) GuestRam.attach(ram.token, 0);
+    ram.close(); // asks each to let go, which some are collected before they do
+    await settle();
+    report({ ok: census().mappings === 0 });
+  },
+  'attached-left-open'() {
+    const ram = GuestRam.create(0, 1 << 20);
+    GuestRam.attach(ram.token, 0).bytes[0] = 1;
+    report({ ok: ram.bytes[0] === 1 });
+  },
   async 'several-workers'() {
     const ends = await Promise.all(
       Array.from({ length: 8 }, () => runWorker(`${OPEN_VM} vm.close(); eventFd.close(); kvm.close();`).done),

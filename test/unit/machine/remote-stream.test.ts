@@ -136,10 +136,11 @@ describe('a stream to another thread', () => {
     expect(here.errored).toBeNull();
   });
 
-  it('takes the end of an async iteration, which aborts a Duplex, for a plain end', async () => {
+  it('takes the end of an async iteration, where Node 20 aborts the Duplex, for a plain end', async () => {
     const [here, there] = pair();
     here.resume().end('all');
     for await (const chunk of there) expect(String(chunk)).toBe('all');
+    there.end(); // Node 24 leaves it half open
     await closed(here);
     expect(here.errored).toBeNull();
   });
