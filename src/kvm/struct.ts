@@ -90,8 +90,8 @@ interface Field {
   key: string;
   offset: number;
   kind: string;
-  /** Of an array, or bytes. */
-  length: number | undefined;
+  /** Of an array, or bytes; else 0. */
+  length: number;
   /** Of an integer, or the integers of an array. */
   integer: IntegerKind;
   struct: Layout | undefined;
@@ -112,11 +112,12 @@ function layoutOf(name: StructName): Layout {
     const given = Object.entries<{ offset: number; kind: string; length?: number; struct?: StructName }>(
       STRUCTS[name].fields,
     );
-    const fields = given.map(([key, { offset, kind, length, struct }]) => ({
-      ...{ key, offset, kind, length },
-      integer: INTEGER_KINDS[kind],
-      struct: struct && layoutOf(struct),
-    }));
+    // Of one hidden class, which every use of a field relies on: each key is of one representation for all.
+    const fields = given.map(([key, { offset, kind, length = 0, struct }]) => {
+      const field: Field = { key, offset, kind, length, integer: INTEGER_KINDS[kind], struct: undefined };
+      if (struct) field.struct = layoutOf(struct);
+      return field;
+    });
     layout = { name, fields, template: Object.fromEntries(given.map(([key]) => [key, undefined])) };
     layouts.set(name, layout);
   }
@@ -146,8 +147,8 @@ function decodeFields(layout: Layout, view: DataView, bytes: Uint8Array, offset:
   for (const { key, offset: fieldOffset, kind, length, integer, struct } of layout.fields) {
     const at = offset + fieldOffset;
     if (struct) result[key] = decodeFields(struct, view, bytes, at);
-    else if (kind === 'bytes') result[key] = bytes.slice(at, at + length!);
-    else if (length === undefined) result[key] = integer.read(view, at);
+    else if (kind === 'bytes') result[key] = bytes.slice(at, at + length);
+    else if (length === 0) result[key] = integer.read(view, at);
     else result[key] = Array.from({ length }, (_, i) => integer.read(view, at + i * integer.bytes));
   }
   return result;
@@ -185,7 +186,7 @@ function encodeFields(layout: Layout, value: unknown, view: DataView, bytes: Uin
         throw invalid(`${name}.${key}`, `a Uint8Array of ${length} bytes`);
       }
       bytes.set(item, at);
-    } else if (length === undefined) {
+    } else if (length === 0) {
       if (!integer.write(view, at, item)) throw invalidInteger(`${name}.${key}`, kind);
     } else {
       if (!Array.isArray(item) || item.length !== length) throw invalid(`${name}.${key}`, `an array of ${length}`);
