@@ -316,7 +316,8 @@ describe.skipIf(!existsSync('/dev/kvm'))('a machine under KVM (skipped where the
     const large = await MicroVM.create({ kernel, initrd, accel: 'kvm', memory: '512M' });
     onTestFinished(() => large.close());
     const grown = process.memoryUsage.rss() - before;
-    expect(grown).toBeGreaterThan(sizeBytes);
+    // A little of what was resident before may have gone meanwhile, more so under a sanitizer.
+    expect(grown).toBeGreaterThan(sizeBytes * 0.9);
     expect(grown).toBeLessThan(sizeBytes * 1.5);
     await large.close();
     expect(process.memoryUsage.rss() - before).toBeLessThan(sizeBytes * 0.5);
