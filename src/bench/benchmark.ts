@@ -69,6 +69,8 @@ export interface Benchmark {
    * Default: `timed`.
    */
   operations?: 'timed' | { quick: number; full: number };
+  /** All of it on one processor, one contender's as another's. */
+  onOneProcessor?: boolean;
   /** Rounds, where those of the runner are too many. */
   rounds?: { quick: number; full: number };
   /**

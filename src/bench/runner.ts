@@ -7,6 +7,7 @@ import {
   type Sample,
   type Session,
 } from './benchmark.js';
+import { pinMainThread } from './pin.js';
 import { median } from './statistics.js';
 
 export interface RunOptions {
@@ -68,12 +69,14 @@ export async function run(
   const size = quick ? 'quick' : 'full';
   const rounds = benchmark.rounds?.[size] ?? effort.rounds;
   const { operations = 'timed', name } = benchmark;
+  const note = (text: string) => void notes.push(text);
+  await using _pin = benchmark.onOneProcessor ? await pinMainThread({ note }) : undefined;
   const sessions: Session[] = [];
   try {
     const contenders = await benchmark.contenders({
       quick,
       kernelConfig,
-      note: (text) => notes.push(text),
+      note,
       progress: (what, done = 0) => onProgress({ benchmark: name, contender: what, done }),
     });
     const entries: (Measured & { session: Session })[] = [];
@@ -88,7 +91,7 @@ export async function run(
     const startMs = performance.now();
     for (let round = 0; round < rounds; round++) {
       if (round > 0 && performance.now() - startMs > budgetMs) {
-        notes.push(`${round} of ${rounds} rounds: this machine takes long for them`);
+        note(`${round} of ${rounds} rounds: this machine takes long for them`);
         break;
       }
       const order = round % 2 === 0 ? entries : [...entries].reverse();

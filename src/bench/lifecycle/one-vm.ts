@@ -21,6 +21,7 @@ export const oneVm: Benchmark = {
   title: "A VM's life",
   description: 'A VM with memory and a vCPU is made, runs one instruction, a port write, and is closed.',
   metrics: METRICS,
+  onOneProcessor: true,
   operations: { quick: 10, full: 20 },
   async contenders(context) {
     openKvm().close();

@@ -21,6 +21,7 @@ export const slots: Benchmark = {
     remove: { title: 'remove', unit: 'ns' },
   },
   axis: { title: 'size', unit: 'bytes' },
+  onOneProcessor: true,
   operations: { quick: 4, full: 8 },
   rounds: { quick: 9, full: 25 },
   async contenders(context) {
