@@ -43,6 +43,11 @@ export class VmmError extends Error {
   readonly operation?: string;
   readonly errno?: string;
 
+  /** Also of another copy of this class: the worker of machines has one, and devices of the user's have the package's. */
+  static override [Symbol.hasInstance](value: unknown): boolean {
+    return value instanceof Error && value.name === 'VmmError';
+  }
+
   constructor(code: VmmErrorCode, message: string, details: VmmErrorDetails = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause });
     this.code = code;

@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import type { Benchmark } from './benchmark.js';
 import { seriesOf, type Measured, type Outcome } from './runner.js';
 import { summarize } from './statistics.js';

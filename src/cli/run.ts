@@ -4,6 +4,7 @@ import { chooseAccelerator } from '../machine/accelerator.js';
 import { checkBoot, isQemuMachine, type MachineType } from '../machine/machine-type.js';
 import { deviceConfig, guestDevices, type DeviceOptions } from './device-options.js';
 import type { CpuTemplate } from '../machine/cpuid-policy.js';
+import { MachineThread } from '../machine/machine-thread.js';
 import { isForeignKernel } from '../machine/foreign.js';
 import { statusAsInQemu } from './exit-status.js';
 import { prepareImages, prepareQemu } from './images.js';
@@ -40,6 +41,8 @@ export async function run(command: readonly string[], options: RunOptions): Prom
   const { arch, machine: type, firmware, kernel, cpus, cpu: cpuTemplate, memory, accel, timeout, testdev } = options;
   const devices = deviceConfig(options);
   const timeoutMs = timeout === undefined ? undefined : timeout * 1000;
+  // It starts while the accelerator is chosen and the images are made.
+  if (accel !== 'tcg' && arch === 'x86_64' && !isQemuMachine(type)) MachineThread.prepare();
   const { accel: chosen, reason } = chooseAccelerator(accel, arch, type);
   // An insisting user hears why it may fail.
   if (interactive || (accel === 'kvm' && reason.includes('cannot run'))) say(reason);

@@ -8,7 +8,7 @@ const OWN_THREADS = Math.min(4, availableParallelism());
 /** Machines in each shared thread before there is another one, of which there are as many as processors. */
 const SHARED_BY = 16;
 
-/** How long a thread waits for its next machine: its start is most of a machine's. */
+/** How long a thread waits for a machine: its start is most of a machine's. */
 const SPARE_MS = 60_000;
 /** How long a thread may take to end in good order before it is terminated. */
 const END_TIMEOUT_MS = 5000;
@@ -20,7 +20,7 @@ interface MachineThreadEvents {
 
 /** Those with machines. */
 const threads = new Set<MachineThread>();
-/** Had a machine to itself and waits for another, without keeping the process alive. */
+/** Has no machine and waits for one, without keeping the process alive. */
 let spare: { thread: MachineThread; end: NodeJS.Timeout } | undefined;
 
 /**
@@ -59,6 +59,15 @@ export class MachineThread {
     return thread;
   }
 
+  /** Starts a thread for the next machine: for programs that have something else to do before they make it. */
+  static prepare(): void {
+    if (!spare && threads.size < OWN_THREADS) new MachineThread(true).#waitForMachine();
+  }
+
+  #waitForMachine(): void {
+    spare = { thread: this, end: setTimeout(() => void this.#end(true), SPARE_MS).unref() };
+  }
+
   static #takeSpare(): MachineThread | undefined {
     const taken = spare?.thread;
     clearTimeout(spare?.end);
@@ -70,7 +79,7 @@ export class MachineThread {
     this.isOwn = isOwn;
     this.#canBeSpare = isOwn;
     // The worker needs nothing of the program's own flags (a TypeScript loader, say), and has nothing to say on stdout.
-    this.#worker = new Worker(new URL('./kvm-worker.js', import.meta.url), { execArgv: [], name: 'vmexit' });
+    this.#worker = new Worker(new URL('./kvm-worker.cjs', import.meta.url), { execArgv: [], name: 'vmexit' });
     this.#worker.unref();
     let error: Error | undefined;
     this.#worker.once('error', (cause) => {
@@ -111,7 +120,7 @@ export class MachineThread {
     if (--this.#machines === 0) {
       threads.delete(this);
       if (inOrder && this.#canBeSpare && !spare) {
-        spare = { thread: this, end: setTimeout(() => void this.#end(true), SPARE_MS).unref() };
+        this.#waitForMachine();
       } else {
         this.setBusy(machine, true);
         await this.#end(inOrder);

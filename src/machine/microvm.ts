@@ -9,7 +9,6 @@ import { KvmMachine } from './kvm-machine.js';
 import { isQemuMachine } from './machine-type.js';
 import type { Machine, MachineEvents, MachineExit, MachineState, MachineStats } from './machine.js';
 import { parseOptions, type MicroVMOptions } from './options.js';
-import { QemuMachine } from './qemu-machine.js';
 import type { Vsock } from './vsock.js';
 
 /**
@@ -53,7 +52,7 @@ export class MicroVM extends EventEmitter<MachineEvents> implements Omit<Machine
     const machine =
       accel === 'kvm' && !isQemuMachine(config.machine)
         ? await KvmMachine.create(config)
-        : await QemuMachine.create(config, { accel });
+        : await (await import('./qemu-machine.js')).QemuMachine.create(config, { accel });
     return new MicroVM(machine, reason);
   }
 

@@ -1,17 +1,10 @@
 import { resolve } from 'node:path';
-import { z } from 'zod';
-import { FileBackend } from '../backends/local/file.js';
-import { VsockSocket } from '../backends/local/vsock-socket.js';
+import * as z from 'zod';
+import type { VsockSocket } from '../backends/local/vsock-socket.js';
 import { parsePortForward } from '../backends/net/port-forward.js';
-import { TapNetwork } from '../backends/net/tap.js';
-import { UserNetwork } from '../backends/net/user.js';
-import { VhostUserServer } from '../backends/vhost-user/server.js';
-import { VirtioBlk } from '../devices/virtio/blk/blk.js';
+import type { VhostUserServer } from '../backends/vhost-user/server.js';
 import type { NetBackend } from '../devices/virtio/net/backend.js';
-import { VirtioNet } from '../devices/virtio/net/net.js';
-import { VirtioRng } from '../devices/virtio/rng/rng.js';
 import type { VsockAcceptor } from '../devices/virtio/vsock/backend.js';
-import { VirtioVsock } from '../devices/virtio/vsock/vsock.js';
 import { VmmError } from '../errors.js';
 import type { VirtioDevice } from '../virtio/device.js';
 
@@ -112,6 +105,7 @@ export async function serveDevice(options: ServeDeviceOptions): Promise<ServedDe
     throw new VmmError('INVALID_ARGUMENT', problems.join('; '));
   }
   const socket = resolve(result.data.socket);
+  const { VhostUserServer } = await import('../backends/vhost-user/server.js');
   const { device, close: closeBackend } = await openDevice(result.data);
   let server: VhostUserServer;
   try {
@@ -130,32 +124,37 @@ interface Opened {
   close: () => void | Promise<void>;
 }
 
+/** Loads what it makes: a program that serves no device shall not wait for the files. */
 async function openDevice(options: z.output<typeof schema>): Promise<Opened> {
   switch (options.type) {
     case 'blk': {
       const { path: image, readOnly, serial, queues } = options;
+      const { FileBackend } = await import('../backends/local/file.js');
+      const { VirtioBlk } = await import('../devices/virtio/blk/blk.js');
       const backend = await FileBackend.open({ path: resolve(image), readOnly });
       const disk = { backend, readOnly, queues, leastQueueSize: QEMU_QUEUE_SIZE };
       return made(backend, () => new VirtioBlk({ ...disk, ...(serial !== undefined && { serial }) }));
     }
-    case 'rng':
+    case 'rng': {
+      const { VirtioRng } = await import('../devices/virtio/rng/rng.js');
       return { device: new VirtioRng(), close: () => {} };
+    }
     case 'net': {
       const { net } = options;
-      const backend: NetBackend & { close(): void | Promise<void> } =
-        net.type === 'tap'
-          ? new TapNetwork({ name: net.name })
-          : await UserNetwork.start({ forwards: net.forwards.map(parsePortForward) });
+      const { VirtioNet } = await import('../devices/virtio/net/net.js');
+      const backend = await openNetwork(net);
       return made(backend, () => new VirtioNet({ backend }));
     }
     case 'vsock': {
       const { cid, udsPath, onRequest } = options;
+      const { VirtioVsock } = await import('../devices/virtio/vsock/vsock.js');
       let uds: VsockSocket | undefined;
       const device = new VirtioVsock({
         cid,
         onRequest: (request) => onRequest?.(request) || (uds?.offer(request) ?? false),
       });
       if (udsPath !== undefined) {
+        const { VsockSocket } = await import('../backends/local/vsock-socket.js');
         uds = await VsockSocket.listen({ path: resolve(udsPath), connect: (port) => device.connect(port) });
       }
       return { device, close: () => uds?.close() };
@@ -163,6 +162,17 @@ async function openDevice(options: z.output<typeof schema>): Promise<Opened> {
     case 'device':
       return { device: options.device, close: () => {} };
   }
+}
+
+async function openNetwork(
+  net: Extract<z.output<typeof schema>, { type: 'net' }>['net'],
+): Promise<NetBackend & { close(): void | Promise<void> }> {
+  if (net.type === 'tap') {
+    const { TapNetwork } = await import('../backends/net/tap.js');
+    return new TapNetwork({ name: net.name });
+  }
+  const { UserNetwork } = await import('../backends/net/user.js');
+  return UserNetwork.start({ forwards: net.forwards.map(parsePortForward) });
 }
 
 async function made(backend: { close(): void | Promise<void> }, make: () => VirtioDevice): Promise<Opened> {

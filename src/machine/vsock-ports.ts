@@ -1,6 +1,7 @@
 import { joinStreams } from '../backends/local/join-streams.js';
 import type { VsockAcceptor } from '../devices/virtio/vsock/backend.js';
-import { checkPort, type VirtioVsock } from '../devices/virtio/vsock/vsock.js';
+import { checkPort } from '../devices/virtio/vsock/port.js';
+import type { VirtioVsock } from '../devices/virtio/vsock/vsock.js';
 import type { StreamHub } from './stream-hub.js';
 
 /** Names of the streams to the program's thread: one that it wanted, by its id, and one that the guest wanted. */

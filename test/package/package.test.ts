@@ -1,6 +1,6 @@
 /** The package as its users get it: packed, installed in an empty project, imported, required, type-checked, run. */
 import { execa, type Options } from 'execa';
-import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -33,7 +33,7 @@ beforeAll(async () => {
   await inProject('npm', ['install', '--no-audit', '--no-fund', '--prefer-offline', join(scratch, filename)]);
   // The rest of `prepare`.
   const dist = join(project, 'node_modules/vmexit/dist');
-  await execa(join(BIN, 'tsx'), [join(ROOT, 'scripts/bundle-worker.ts'), dist], { cwd: ROOT });
+  await execa(join(BIN, 'tsx'), [join(ROOT, 'scripts/bundle.ts'), dist], { cwd: ROOT });
 }, 300_000);
 
 afterAll(() => rmSync(scratch, { recursive: true, force: true }), 60_000);
@@ -181,7 +181,9 @@ describeKvm('the installed package', () => {
     );
     const { stdout } = await inProject('node', ['machine.mjs']);
     expect(stdout).toBe('printer SYSCALL no more paper\n43 rng,balloon');
-    expect(readdirSync(join(project, 'node_modules/vmexit/dist/machine')).join()).toContain('kvm-worker-part-');
+    const names = readdirSync(join(project, 'node_modules/vmexit/dist/machine'));
+    expect(names).toEqual(expect.arrayContaining(['kvm-worker.cjs', expect.stringMatching(/^part-.*\.js$/)]));
+    expect(readFileSync(join(project, 'node_modules/vmexit/dist/LICENSE.zod'), 'utf8')).toContain('MIT License');
   });
 });
 

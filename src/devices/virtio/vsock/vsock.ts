@@ -28,6 +28,7 @@ import {
   VSOCK_HEADER_BYTES,
 } from './defs.js';
 import { type VsockHeader, decodeHeader, encodeHeader } from './packet.js';
+import { checkPort } from './port.js';
 
 const QUEUE_SIZE = 256;
 const EVENT_QUEUE_SIZE = 16;
@@ -402,10 +403,3 @@ const NOTHING = {
 };
 
 const keyOf = (port: number, guestPort: number) => `${port}:${guestPort}`;
-
-/** @throws VmmError code "INVALID_ARGUMENT" */
-export function checkPort(port: number): void {
-  if (!(Number.isInteger(port) && port >= 0 && port <= MAX_PORT)) {
-    throw new VmmError('INVALID_ARGUMENT', `${port} is no vsock port; give 0 to ${MAX_PORT}`);
-  }
-}
