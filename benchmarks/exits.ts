@@ -3,8 +3,9 @@
  * the same guest in a loop written in C (baseline/exits.c), on this machine's /dev/kvm: two of the benchmarks of
  * `vmexit bench`, with rounds of one length.
  *
- * Rounds of the two alternate, so that whatever else the machine does meets both: short ones, for a shared machine may be
- * a third slower for seconds. Figures are medians over rounds, and the ratio is the median over pairs of neighbours.
+ * Both run on one processor, as two may be differently busy. Their rounds alternate, so that whatever else the machine
+ * does meets both: short ones, for a shared machine may be a third slower for seconds. Figures are medians over rounds, and
+ * the ratio is the median over pairs of neighbours.
  * What a loop itself spends between KVM_RUN's return and its re-entry is measured in runs of their own, for both alike,
  * by time stamps around the ioctl (preload/kvm-run-stamps.c): a median over single exits.
  *
@@ -15,6 +16,7 @@ import { parseArgs } from 'node:util';
 import { baseline, preload } from '../dist/bench/baseline.js';
 import type { Contender, Session } from '../dist/bench/benchmark.js';
 import { cContender, loopContender } from '../dist/bench/exits/contenders.js';
+import { pinMainThread } from '../dist/bench/pin.js';
 import { stampedC, stampedLoop } from '../dist/bench/exits/outside-kvm-run.js';
 import { median, summarize, type Summary } from '../dist/bench/statistics.js';
 import { firmware } from '../test/support/firmware.js';
@@ -103,9 +105,11 @@ const { values } = parseArgs({
   },
 });
 const reports: Report[] = [];
+const pinned = await pinMainThread({ note: (text) => console.error(text) });
 for (const path of ['pio', 'mmio'] as const) {
   reports.push(await measure(path, Number(values.exits), Number(values.rounds)));
 }
+await pinned[Symbol.asyncDispose]();
 if (values.json) {
   console.log(JSON.stringify(reports, null, 2));
 } else {

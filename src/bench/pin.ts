@@ -24,6 +24,10 @@ export async function pinMainThread({ note }: Pick<Context, 'note'>): Promise<As
 
 /** Sets the processors, if given. @returns Those before, as taskset(1) lists them: 0-3,8 */
 async function affinity(processors?: string): Promise<string> {
-  const { stdout } = await execa('taskset', ['-cp', ...(processors === undefined ? [] : [processors]), `${process.pid}`]);
+  const { stdout } = await execa('taskset', [
+    '-cp',
+    ...(processors === undefined ? [] : [processors]),
+    `${process.pid}`,
+  ]);
   return /: (.*)/.exec(stdout)![1];
 }
