@@ -56,10 +56,10 @@ Napi::Value VmObject::RemoveSlot(const Napi::CallbackInfo& info) {
 // dirtyLog(slot) -> BigUint64Array
 Napi::Value VmObject::DirtyLog(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&]() -> Napi::Value {
-    auto words = vm().DirtyLog(static_cast<uint32_t>(IntegerArgument(info, 0, UINT32_MAX)));
-    auto array = Napi::BigUint64Array::New(info.Env(), words.size());
-    std::copy(words.begin(), words.end(), array.Data());
-    return array;
+    auto slot = static_cast<uint32_t>(IntegerArgument(info, 0, UINT32_MAX));
+    auto words = Napi::BigUint64Array::New(info.Env(), vm().DirtyLogWords(slot));
+    vm().TakeDirtyLog(slot, words.Data());
+    return words;
   });
 }
 

@@ -47,15 +47,17 @@ void Vm::RemoveSlot(uint32_t slot) {
   slots_.erase(slot);
 }
 
-std::vector<uint64_t> Vm::DirtyLog(uint32_t slot) const {
+size_t Vm::DirtyLogWords(uint32_t slot) const {
   auto found = slots_.find(slot);
   if (found == slots_.end()) throw ArgumentError("no such memory slot");
-  std::vector<uint64_t> bitmap((found->second.size / kPageSize + 63) / 64);
+  return (found->second.size / kPageSize + 63) / 64;
+}
+
+void Vm::TakeDirtyLog(uint32_t slot, uint64_t* words) const {
   kvm_dirty_log log = {};
   log.slot = slot;
-  log.dirty_bitmap = bitmap.data();
+  log.dirty_bitmap = words;
   if (ioctl(fd(), KVM_GET_DIRTY_LOG, &log) != 0) throw SystemError("KVM_GET_DIRTY_LOG");
-  return bitmap;
 }
 
 void Vm::SetMsrFilter(uint32_t flags, const std::vector<MsrRange>& ranges) const {

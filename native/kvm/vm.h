@@ -27,8 +27,9 @@ class Vm {
   void SetSlot(uint32_t slot, uint32_t flags, uint64_t gpa, std::shared_ptr<Mapping> mapping, uint64_t offset,
                uint64_t size);
   void RemoveSlot(uint32_t slot);
-  // KVM_GET_DIRTY_LOG: one bit a page, in u64 words.
-  std::vector<uint64_t> DirtyLog(uint32_t slot) const;
+  // KVM_GET_DIRTY_LOG: one bit a page, into as many words as the slot has. Throws SystemError or ArgumentError.
+  size_t DirtyLogWords(uint32_t slot) const;
+  void TakeDirtyLog(uint32_t slot, uint64_t* words) const;
   // KVM_X86_SET_MSR_FILTER: which accesses to MSRs KVM handles; it denies those of a range that is not allowed.
   struct MsrRange {
     uint32_t flags;
