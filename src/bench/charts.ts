@@ -33,6 +33,8 @@ const COLOR_OF: Readonly<Record<string, string>> = {
 const WIDTH = 620;
 /** Bins of a distribution. */
 const BINS = 48;
+/** A bar may be this many times as long as another. */
+const SEEN_BESIDE = 1000;
 /** Where a logarithmic axis has its lines. */
 const POWERS_OF_TEN = Array.from({ length: 19 }, (_, i) => 10 ** (i - 6));
 
@@ -57,9 +59,7 @@ export async function loadRenderer(): Promise<Renderer | undefined> {
 export async function charts(report: BenchmarkReport, renderer: Renderer): Promise<Chart[]> {
   if (report.series.length === 0) return [];
   const specs = [
-    ...(report.floor === undefined ? [] : ratios(report)),
-    ...alongAxis(report),
-    ...(report.axis || report.floor !== undefined ? [] : [medians(report)]),
+    ...(report.axis ? [...(report.floor === undefined ? [] : ratios(report)), ...alongAxis(report)] : noAxis(report)),
     ...distribution(report),
     ...timelines(report),
   ];
@@ -71,9 +71,15 @@ export async function charts(report: BenchmarkReport, renderer: Renderer): Promi
   );
 }
 
+/** Bars, of ratios where the shortest of times could not be seen beside the longest. */
+function noAxis(report: BenchmarkReport): Spec[] {
+  const all = report.series.map(({ summary }) => summary.median);
+  const inRatios = Math.max(...all) > SEEN_BESIDE * Math.min(...all) ? ratios(report) : [];
+  return inRatios.length > 0 ? inRatios : [medians(report)];
+}
+
 function alongAxis(report: BenchmarkReport): Spec[] {
-  if (!report.axis) return [];
-  const draw = report.axis.places ? mediansByPlace : lines;
+  const draw = report.axis!.places ? mediansByPlace : lines;
   return Object.entries(report.metrics).flatMap(([metric, { isDrawn = true }]) =>
     isDrawn ? draw(report, metric) : [],
   );
@@ -124,8 +130,8 @@ const medianBar = ({ contender, summary, ratio, isFloor }: Series, row: string, 
   label: `${formatValue(summary.median, unit)}${ratio ? `, × ${formatRatio(ratio.median)}` : ''}`,
 });
 
-/** How far from the floor, where that has a name: the main metric at each place, or else every metric. */
-function ratios({ metrics, axis, floor, series }: BenchmarkReport): Spec[] {
+/** How far from the floor: the main metric at each place, or else every metric. */
+function ratios({ metrics, axis, floor = 'floor', series }: BenchmarkReport): Spec[] {
   const [main] = Object.keys(metrics);
   const shown = series.filter(({ metric, ratio }) => ratio !== undefined && (!axis || metric === main));
   if (shown.length === 0) return [];
@@ -163,7 +169,7 @@ interface Bar {
 /** @param rows Groups, in order; none: all bars are one. */
 function bars({ title, axis, bars, rows }: { title: string; axis: string; bars: Bar[]; rows: string[] }): Spec {
   const order = unique(bars.map(({ contender }) => contender));
-  const y = { field: 'contender', type: 'nominal', sort: order, title: null, axis: { labelLimit: 220 } };
+  const y = { field: 'contender', type: 'nominal', sort: order, title: null, axis: { labelLimit: 320 } };
   const x = { type: 'quantitative', title: axis };
   const layer: { mark: object; encoding: { x: object } & Record<string, object> }[] = [
     // Of the floor's row alone, over the whole height.

@@ -3,7 +3,7 @@ import { charts, loadRenderer, type Chart } from './charts.js';
 import { changes, type Change } from './compare.js';
 import { formatPlace, formatValue, scaleFor } from './format.js';
 import type { BenchmarkReport, Machine, Report } from './report.js';
-import { ratioText } from './table.js';
+import { ratioColumn, ratioText } from './table.js';
 
 const STYLE = `
 :root { color-scheme: light dark; --paper: #fff; --ink: #1f2328; --quiet: #59636e; --rule: #d1d9e0; --bad: #b3261e; --good: #1a7f37; }
@@ -98,7 +98,8 @@ function figure({ title, svg }: Chart): string {
 }
 
 function figures({ metrics, axis, floor, series }: BenchmarkReport): string {
-  const columns = ['median', '± MAD', 'min', 'p90', 'p99', 'max', 'samples', `× ${floor ?? 'floor'}`];
+  const ratio = ratioColumn({ floor, series });
+  const columns = ['median', '± MAD', 'min', 'p90', 'p99', 'max', 'samples', ...ratio];
   const head = ['', ...(axis ? [axis.title] : []), ...columns];
   const several = Object.keys(metrics).length > 1;
   const rows = Object.entries(metrics).flatMap(([metric, { title, unit }]) => [
@@ -115,7 +116,7 @@ function figures({ metrics, axis, floor, series }: BenchmarkReport): string {
             formatValue(value, unit, scale),
           ),
           summary.samples.toLocaleString('en'),
-          ratioText(entry, floor),
+          ...(ratio.length > 0 ? [ratioText(entry, floor)] : []),
         ]);
       }),
   ]);

@@ -17,10 +17,9 @@ export function benchmarkTable(report: BenchmarkReport): string {
 
 /** A row for each figure, with how it is spread. */
 function long({ metrics, axis, floor, series }: BenchmarkReport): string {
-  const table = newTable(
-    ['', ...(axis ? [axis.title] : []), 'median', '± MAD', 'min', 'p90', 'p99', 'samples', `× ${floor ?? 'floor'}`],
-    1,
-  );
+  const ratio = ratioColumn({ floor, series });
+  const columns = ['median', '± MAD', 'min', 'p90', 'p99', 'samples', ...ratio];
+  const table = newTable(['', ...(axis ? [axis.title] : []), ...columns], 1);
   for (const entry of series) {
     const { unit, title: what } = metrics[entry.metric];
     const { summary, at } = entry;
@@ -35,7 +34,7 @@ function long({ metrics, axis, floor, series }: BenchmarkReport): string {
       value(summary.p90),
       value(summary.p99),
       summary.samples.toLocaleString('en'),
-      ratioText(entry, floor),
+      ...(ratio.length > 0 ? [ratioText(entry, floor)] : []),
     ]);
   }
   return table.toString();
@@ -70,6 +69,11 @@ const newTable = (head: string[], labels: number) =>
     colAligns: head.map((_, column) => (column < labels ? 'left' : 'right')),
     style: { head: [], border: [], compact: true },
   });
+
+/** Its head; nothing where there is nothing to compare with. */
+export function ratioColumn({ floor = 'floor', series }: Pick<BenchmarkReport, 'floor' | 'series'>): string[] {
+  return series.some(({ ratio }) => ratio !== undefined) ? [`× ${floor}`] : [];
+}
 
 /** What is read first in a table: how far from the floor. */
 export function ratioText({ isFloor, ratio }: Series, floor?: string): string {

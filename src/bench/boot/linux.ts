@@ -65,6 +65,7 @@ export const bootLinux: Benchmark = {
     time: { title: 'time to user space', unit: 'ns' },
     make: { title: 'of it, before the guest starts', unit: 'ns' },
   },
+  floor: 'QEMU microvm',
   operations: { quick: 1, full: 1 },
   rounds: { quick: 1, full: 5 },
   async contenders(context) {
@@ -170,6 +171,7 @@ function byQemu(qemu: string, machine: string, accel: Accelerator, images: Image
   ];
   return {
     name,
+    isFloor: machine === 'microvm',
     open: () => ({
       async round() {
         const kvmBefore = await kvmCounters();

@@ -56,6 +56,12 @@ describe('a report', () => {
     expect(text).toMatch(/C .*100 ns.*floor/);
     expect(text).toMatch(/inline .*200 ns.*2\.00 ± /);
   });
+
+  it('has no column for ratios where nothing is compared', async () => {
+    const made = await report(benchmark([contender('inline', around(200))]));
+    expect(benchmarkTable(made.benchmarks[0])).not.toContain('×');
+    expect(await toHtml(made)).not.toContain('<th>× ');
+  });
 });
 
 describe('a report of named places and many metrics', () => {
@@ -138,6 +144,15 @@ describe('a report as a page', () => {
     expect(html).toMatch(/>time each \(ns\)<\/text>/);
     expect(html).not.toMatch(/<(script|link|img)\b/);
     expect(html.replaceAll(/xmlns(:\w+)?="[^"]*"/g, '')).not.toMatch(/https?:/);
+  });
+
+  it.each([
+    ['the times', 300, />300 ns, × [23]\.\d\d</],
+    ['ratios, where the shortest time could not be seen beside the longest', 200_000, />× (2,0|1,9)\d\d</],
+  ])('draws, beside a floor that has a name, %s', async (_, ours, label) => {
+    const html = await toHtml(await report(benchmark(pair(ours), { floor: 'host' })));
+    expect(html.match(/<svg/g)).toHaveLength(2);
+    expect(html).toMatch(label);
   });
 
   it('shows how single samples are spread, where there are many', async () => {
