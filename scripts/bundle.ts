@@ -13,17 +13,20 @@ const DIST = resolve(process.argv[2] ?? join(import.meta.dirname, '..', 'dist'))
 const FOLDER = join(DIST, 'machine');
 const PARTS = 'part-';
 
+// Of the libraries zod alone is a hundred files, and needed at every start. Benchmarks are read and run file by file.
+const LIBRARIES = ['bindings', 'cli-table3', 'commander', 'execa', 'fzstd', 'iced-x86'];
+const BENCHMARKS = join(DIST, 'bench/');
+
 const input = {
   cwd: DIST,
   platform: 'node',
-  external: ['bindings', 'cli-table3', 'commander', 'execa', 'fzstd', 'iced-x86', /^node:/, /\/bench\//],
+  external: (id) => LIBRARIES.includes(id) || id.startsWith(BENCHMARKS),
 } satisfies InputOptions;
 const output = { sourcemap: true, comments: false } satisfies OutputOptions;
 
 /** What programs import or run, and in files that they share what more than one of them needs. */
 const library = await rolldown({
   ...input,
-  // Of the libraries zod alone is a hundred files, and needed at every start. Benchmarks are read and run file by file.
   input: Object.fromEntries(
     ['index', 'kvm/index', 'backends/qemu/index', 'device', 'cli/main'].map((name) => [name, join(DIST, `${name}.js`)]),
   ),
