@@ -105,11 +105,10 @@ const { values } = parseArgs({
   },
 });
 const reports: Report[] = [];
-const pinned = await pinMainThread({ note: (text) => console.error(text) });
+await pinMainThread({ note: (text) => console.error(text) });
 for (const path of ['pio', 'mmio'] as const) {
   reports.push(await measure(path, Number(values.exits), Number(values.rounds)));
 }
-await pinned[Symbol.asyncDispose]();
 if (values.json) {
   console.log(JSON.stringify(reports, null, 2));
 } else {
