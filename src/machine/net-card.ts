@@ -37,7 +37,8 @@ export async function openNetCard(
   }
 }
 
-async function openNetwork(net: NetConfig, port: NetPort | undefined): Promise<NetBackend> {
+/** @param port Of a network of type `port`: the program's end. */
+export async function openNetwork(net: NetConfig, port?: NetPort): Promise<NetBackend> {
   const mtu = net.mtu === undefined ? {} : { mtu: net.mtu };
   switch (net.type) {
     case 'user': {

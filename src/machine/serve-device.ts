@@ -3,7 +3,6 @@ import * as z from 'zod';
 import type { VsockSocket } from '../backends/local/vsock-socket.js';
 import { parsePortForward } from '../backends/net/port-forward.js';
 import type { VhostUserServer } from '../backends/vhost-user/server.js';
-import type { NetBackend } from '../devices/virtio/net/backend.js';
 import type { VsockAcceptor } from '../devices/virtio/vsock/backend.js';
 import { VmmError } from '../errors.js';
 import type { VirtioDevice } from '../virtio/device.js';
@@ -141,8 +140,11 @@ async function openDevice(options: z.output<typeof schema>): Promise<Opened> {
     }
     case 'net': {
       const { net } = options;
+      const { openNetwork } = await import('./net-card.js');
       const { VirtioNet } = await import('../devices/virtio/net/net.js');
-      const backend = await openNetwork(net);
+      const backend = await openNetwork(
+        net.type === 'user' ? { ...net, forwards: net.forwards.map(parsePortForward) } : net,
+      );
       return made(backend, () => new VirtioNet({ backend }));
     }
     case 'vsock': {
@@ -162,17 +164,6 @@ async function openDevice(options: z.output<typeof schema>): Promise<Opened> {
     case 'device':
       return { device: options.device, close: () => {} };
   }
-}
-
-async function openNetwork(
-  net: Extract<z.output<typeof schema>, { type: 'net' }>['net'],
-): Promise<NetBackend & { close(): void | Promise<void> }> {
-  if (net.type === 'tap') {
-    const { TapNetwork } = await import('../backends/net/tap.js');
-    return new TapNetwork({ name: net.name });
-  }
-  const { UserNetwork } = await import('../backends/net/user.js');
-  return UserNetwork.start({ forwards: net.forwards.map(parsePortForward) });
 }
 
 async function made(backend: { close(): void | Promise<void> }, make: () => VirtioDevice): Promise<Opened> {
