@@ -49,6 +49,10 @@ const EXPORT = 'disk';
 const LAZY_FORMATS: readonly unknown[] = ['qcow2', 'parallels'];
 /** From here on the export tells of a new size by itself. */
 const RESIZE_NOTIFIES = { major: 8, minor: 1 };
+/** Before, a read by io_uring that ended short went on at the wrong place of the guest's buffer. */
+const IO_URING_IS_SOUND = { major: 7, minor: 1 };
+/** The drivers of what the host's kernel reads and writes. */
+const HOST_DRIVERS: readonly unknown[] = ['file', 'host_device'];
 const ANSWER_TIMEOUT_MS = 60_000;
 
 /**
@@ -172,8 +176,7 @@ export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
         );
       }
       await this.#execute('block_resize', { 'node-name': this.#node, size: sizeBytes });
-      const { major, minor } = this.#running().qmp.version;
-      if (major > RESIZE_NOTIFIES.major || (major === RESIZE_NOTIFIES.major && minor >= RESIZE_NOTIFIES.minor)) return;
+      if (this.#isSince(RESIZE_NOTIFIES)) return;
       // The export keeps the size it began with. A new one has the new size.
       await this.#exportAnew();
     });
@@ -218,22 +221,19 @@ export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
   }
 
   protected async start(): Promise<void> {
-    if (this.isClosed) throw new VmmError('CLOSED', 'the disk was closed');
-    this.#node = `disk${++this.#nodes}`;
+    this.#assertOpen();
     this.#nbdServer = undefined;
     this.#writesThrough = this.#mustWriteThrough(this.#image);
-    const { readOnly } = this.#config;
-    const image = { ...this.#image, 'node-name': this.#node, 'read-only': readOnly, discard: 'unmap' };
-    const process = await QemuProcess.start({
-      program: 'qemu-storage-daemon',
-      kind: 'storage-daemon',
-      args: ['--blockdev', JSON.stringify(image), '--export', JSON.stringify(this.#exportOptions())],
-    });
-    if (this.isClosed) {
-      await process.quit();
-      throw new VmmError('CLOSED', 'the disk was closed');
-    }
+    const process = await QemuProcess.start({ program: 'qemu-storage-daemon', kind: 'storage-daemon', args: [] });
     this.process = process;
+    try {
+      this.#node = await this.#add({ ...this.#image, 'read-only': this.#config.readOnly });
+      await this.#execute('block-export-add', this.#exportOptions());
+    } catch (error) {
+      await this.end();
+      this.#assertOpen();
+      throw error;
+    }
     void process.exited.then((exit) => {
       if (this.process !== process) return;
       this.process = undefined;
@@ -289,8 +289,12 @@ export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
     await this.#removeExport(keeper.id);
   }
 
-  #running(): QemuProcess {
+  #assertOpen(): void {
     if (this.isClosed) throw new VmmError('CLOSED', 'the disk was closed');
+  }
+
+  #running(): QemuProcess {
+    this.#assertOpen();
     if (!this.process) throw new VmmError('INVALID_STATE', 'no storage daemon runs; restart() starts one');
     return this.process;
   }
@@ -299,10 +303,23 @@ export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
     return this.#running().qmp.executeAny(command, args, { timeoutMs: ANSWER_TIMEOUT_MS });
   }
 
+  #isSince(version: { major: number; minor: number }): boolean {
+    const { major, minor } = this.#running().qmp.version;
+    return major > version.major || (major === version.major && minor >= version.minor);
+  }
+
+  /** Opens an image. @returns Its node's name. */
   async #add(image: Blockdev): Promise<string> {
-    const node = `disk${++this.#nodes}`;
-    await this.#execute('blockdev-add', { ...image, 'node-name': node, discard: 'unmap' });
-    return node;
+    const name = `disk${++this.#nodes}`;
+    const node: Blockdev = { ...image, 'node-name': name, discard: 'unmap' };
+    try {
+      await this.#execute('blockdev-add', this.#isSince(IO_URING_IS_SOUND) ? byIoUring(node) : node);
+    } catch (error) {
+      // Container runtimes and administrators forbid it, and a QEMU may be built without.
+      if (!String(error).includes('io_uring')) throw error;
+      await this.#execute('blockdev-add', node);
+    }
+    return name;
   }
 
   async #nodeInfo(): Promise<BlockNode> {
@@ -421,6 +438,18 @@ function treeOf({ drv, image: { filename } }: BlockNode): Blockdev {
   return filename.startsWith('json:')
     ? (JSON.parse(filename.slice('json:'.length)) as Blockdev)
     : imageFile(filename, drv);
+}
+
+/**
+ * The tree whose files are read and written by io_uring where it does not say how: what is in the host's page cache is
+ * answered at once. QEMU's own default hands each request to a thread, and is handed it back.
+ */
+function byIoUring<T>(node: T): T {
+  if (typeof node !== 'object' || node === null) return node;
+  if (Array.isArray(node)) return node.map(byIoUring) as T;
+  const children = Object.fromEntries(Object.entries(node).map(([key, value]) => [key, byIoUring(value as unknown)]));
+  const isOnHost = HOST_DRIVERS.includes((node as Partial<Blockdev>).driver);
+  return { ...(isOnHost && { aio: 'io_uring' }), ...children } as T;
 }
 
 /** Whether a node that takes writes keeps its tables to itself for a while; those below "backing" are only read. */

@@ -1,11 +1,11 @@
 import { execFileSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readlinkSync, rmSync } from 'node:fs';
 import { readFile, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { findProgram } from '../../../src/backends/qemu/supervised.js';
 import { imageFile, StorageDaemon, type StorageDaemonConfig } from '../../../src/backends/qemu/storage-daemon.js';
 import { VhostUserDevice } from '../../../src/backends/vhost-user/device.js';
@@ -157,6 +157,23 @@ describe.skipIf(!isInstalled)('a disk served by qemu-storage-daemon', () => {
     }
     await daemon.close();
     expect((await readFile(path('base.raw'))).equals(content)).toBe(true);
+  });
+
+  it.each(['allowed', 'forbidden'])('reads and writes by io_uring, or without where it is not: %s', async (io) => {
+    if (io === 'forbidden') {
+      const library = path('no-io-uring.so');
+      const source = 'int io_uring_queue_init(void) { return -1; /* EPERM */ }';
+      execFileSync('gcc', ['-shared', '-fPIC', '-o', library, '-xc', '-'], { input: source });
+      vi.stubEnv('LD_PRELOAD', library);
+    }
+    const daemon = await startDaemon().finally(() => vi.unstubAllEnvs());
+    const guest = await plug(daemon);
+    const files = readdirSync(`/proc/${daemon.pid}/fd`).map((fd) => readlinkSync(`/proc/${daemon.pid}/fd/${fd}`));
+    expect(files.includes('anon_inode:[io_uring]')).toBe(io === 'allowed');
+    const bytes = randomBytes(4096);
+    await guest.write(8, bytes);
+    expect(await guest.read(8, 4096)).toBe(hex(bytes));
+    expect(await guest.read(0, 4096)).toBe(hex(content.subarray(0, 4096)));
   });
 
   it('starts over when the driver does', async () => {
