@@ -1,9 +1,12 @@
 /**
  * Writes src/kvm/coders.ts from the fields in src/kvm/abi.ts: for each structure the code that reads and writes it,
  * field by field. A table that is interpreted would do, but a vCPU's life begins with 800 fields. `npm run generate`.
+ *
+ *   tsx scripts/generate-kvm-coders.ts [FILE]
  */
-import { execFileSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { format, resolveConfig } from 'prettier';
 import { STRUCTS } from '../src/kvm/abi.js';
 
 interface Field {
@@ -70,10 +73,8 @@ ${given.map(([field, layout]) => `    ${encoded(name, field, layout)};`).join('\
 `;
 });
 
-const target = new URL('../src/kvm/coders.ts', import.meta.url);
-writeFileSync(
-  target,
-  `/* Written by scripts/generate-kvm-coders.ts from STRUCTS in abi.ts; do not edit. */
+const path = fileURLToPath(new URL('../src/kvm/coders.ts', import.meta.url));
+const source = `/* Written by scripts/generate-kvm-coders.ts from STRUCTS in abi.ts; do not edit. */
 import { ${[...helpers].sort().join(', ')}, type Coder } from './fields.js';
 import type { Struct, StructName } from './struct.js';
 ${coders.join('')}
@@ -82,6 +83,6 @@ ${Object.keys(STRUCTS)
   .map((name) => (name === constant(name) ? `  ${name},` : `  '${name}': ${constant(name)},`))
   .join('\n')}
 };
-`,
-);
-execFileSync('npx', ['prettier', '--write', target.pathname], { stdio: 'inherit' });
+`;
+const options = await resolveConfig(path);
+writeFileSync(process.argv[2] ?? path, await format(source, { ...options, parser: 'typescript' }));

@@ -30,7 +30,7 @@ import { ThreadedRunLoop } from '../loop/threaded-run-loop.js';
 import type { GuestMemory } from '../memory/guest-memory.js';
 import { noBalloon } from './balloon.js';
 import type { VirtioDevice } from '../virtio/device.js';
-import { cpuHost } from './cpu-host.js';
+import type { CpuHost } from './cpu-host.js';
 import { guestCpuid, guestMsrs } from './cpuid-policy.js';
 import { VirtioDevices, type NamedDevice } from './devices.js';
 import { openRemoteDevices, type RemoteDevice } from './remote-devices.js';
@@ -114,7 +114,7 @@ export class Board {
   #loop: RunLoop | undefined;
 
   /** @throws VmmError as the backends and the boot loaders do, before there is a vCPU. */
-  static async create(kvm: Kvm, config: MachineConfig, events: BoardEvents): Promise<Board> {
+  static async create(kvm: Kvm, host: CpuHost, config: MachineConfig, events: BoardEvents): Promise<Board> {
     const most = Math.min(MAX_VCPUS.kvm, kvm.checkExtension('MAX_VCPUS'));
     if (config.cpus > most) {
       const message = `cpus: ${config.cpus} is too many under KVM, which allows ${most} here; accel: "tcg" goes up to ${MAX_VCPUS.tcg}`;
@@ -135,7 +135,7 @@ export class Board {
       const cmdline = bootProtocol(kernel.bytes) === 'multiboot' ? foreignCmdline(config) : config.cmdline;
       const boot = { kernel: kernel.bytes, cmdline, ...(initrd && { initrd: initrd.bytes }) };
       const entry = await board.#load(boot, config.cpus);
-      board.#addVcpus(kvm, entry, config, events);
+      board.#addVcpus(host, entry, config, events);
       return board;
     } catch (error) {
       await board.close();
@@ -361,13 +361,12 @@ export class Board {
   }
 
   #addVcpus(
-    kvm: Kvm,
+    host: CpuHost,
     entry: EntryState,
     { cpus, threadsPerCore, cpuTemplate }: MachineConfig,
     { onTurn, hasOwnThread }: BoardEvents,
   ): void {
     const vm = this.#vm;
-    const host = cpuHost(kvm);
     for (let apicId = 0; apicId < cpus; apicId++) {
       const vcpu = vm.createVcpu(apicId);
       vcpu.setCpuid(guestCpuid(host, { apicId, cpus, threadsPerCore }, cpuTemplate));

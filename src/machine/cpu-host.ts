@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs';
 import type { CpuidEntry } from '../kvm/cpuid.js';
-import type { Kvm } from '../kvm/kvm.js';
+import { Kvm } from '../kvm/kvm.js';
 import { keepsXcr0 } from './kvm-probe.js';
 
 /** What this host's KVM gives a guest's processors, as far as the policy asks. */
@@ -21,16 +21,21 @@ export interface CpuHost {
 
 let known: CpuHost | undefined;
 
-/** Asked once per thread: a machine that resets need not ask again. */
-export function cpuHost(kvm: Kvm): CpuHost {
-  return (known ??= {
+/** Asked once. @throws VmmError code "KVM_UNAVAILABLE" */
+export function cpuHost(): CpuHost {
+  return (known ??= askHost());
+}
+
+function askHost(): CpuHost {
+  using kvm = Kvm.open();
+  return {
     supported: kvm.supportedCpuid(),
     msrIndexes: kvm.msrIndexes(),
     tscDeadlineTimer: kvm.checkExtension('TSC_DEADLINE_TIMER') > 0,
     clockAdjustable: kvm.checkExtension('ADJUST_CLOCK') > 0,
     trustsTsc: clockSource().includes('tsc'),
     keepsXcr0: keepsXcr0(kvm),
-  });
+  };
 }
 
 function clockSource(): string {

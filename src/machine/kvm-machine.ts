@@ -4,6 +4,7 @@ import { VmmError } from '../errors.js';
 import type { ConsoleSize } from '../devices/virtio/console/console.js';
 import type { Balloon, BalloonStats } from './balloon.js';
 import { ConsoleStream } from './console-stream.js';
+import { cpuHost, type CpuHost } from './cpu-host.js';
 import { StorageDaemon, type QemuDisk } from '../backends/qemu/storage-daemon.js';
 import { Virtiofsd, type VirtiofsShare } from '../backends/qemu/virtiofsd.js';
 import { MachineThread } from './machine-thread.js';
@@ -61,8 +62,11 @@ export class KvmMachine implements Machine {
    * @throws VmmError code "KVM_UNAVAILABLE", or as the boot loaders do.
    */
   static async create(config: MachineConfig): Promise<KvmMachine> {
+    // The thread starts while this one is busy.
+    MachineThread.prepare();
+    const host = cpuHost();
     const daemons = await startDaemons(config);
-    const machine = new KvmMachine(config, daemons);
+    const machine = new KvmMachine(config, host, daemons);
     try {
       await machine.#ready;
     } catch (error) {
@@ -74,14 +78,14 @@ export class KvmMachine implements Machine {
     return machine;
   }
 
-  private constructor(given: MachineConfig, daemons: Daemons) {
+  private constructor(given: MachineConfig, host: CpuHost, daemons: Daemons) {
     this.#daemons = daemons;
     const config = servedBy(daemons, given);
     const shared = new SharedArrayBuffer(OutputWindow.BYTES);
     const window = new OutputWindow(shared);
     this.#thread = MachineThread.join(config.devices.some(({ type }) => type === 'module'));
     try {
-      this.#port = this.#thread.open({ config, window: shared });
+      this.#port = this.#thread.open({ config, host, window: shared });
     } catch (cause) {
       void this.#thread.leave(this, true);
       const { message } = cause as Error;

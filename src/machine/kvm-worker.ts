@@ -8,6 +8,7 @@ import type { Vcpu } from '../kvm/vcpu.js';
 import type { FatalExit } from '../loop/run-loop.js';
 import { balloonStats, type BalloonStats } from './balloon.js';
 import { Board } from './board.js';
+import type { CpuHost } from './cpu-host.js';
 import { describeExit, reportCrash } from './crash.js';
 import type { MachineConfig, MachineExit, MachineStats } from './machine.js';
 import { NamedPort } from './named-port.js';
@@ -87,6 +88,7 @@ class ConsoleSink {
 class WorkerMachine implements WorkerMethods {
   readonly #kvm: Kvm;
   readonly #config: MachineConfig;
+  readonly #host: CpuHost;
   readonly #port: MessagePort;
   readonly #hasOwnThread: boolean;
   readonly #streams: StreamHub;
@@ -110,10 +112,11 @@ class WorkerMachine implements WorkerMethods {
 
   readonly #userDevices: readonly UserDevice[];
 
-  constructor(kvm: Kvm, userDevices: readonly UserDevice[], { config, window, port, hasOwnThread }: NewMachine) {
+  constructor(kvm: Kvm, userDevices: readonly UserDevice[], { config, host, window, port, hasOwnThread }: NewMachine) {
     this.#kvm = kvm;
     this.#userDevices = userDevices;
     this.#config = config;
+    this.#host = host;
     this.#port = port;
     this.#hasOwnThread = hasOwnThread;
     const streams = new StreamHub((message, transfer) => port.postMessage(message, transfer));
@@ -129,7 +132,7 @@ class WorkerMachine implements WorkerMethods {
   }
 
   async powerOn(): Promise<void> {
-    this.#board = await Board.create(this.#kvm, this.#config, {
+    this.#board = await Board.create(this.#kvm, this.#host, this.#config, {
       hasOwnThread: this.#hasOwnThread,
       console: this.#sink,
       onInputRoom: () => this.#feedInput(),

@@ -1,6 +1,7 @@
 import type { MessagePort } from 'node:worker_threads';
 import type { ConsoleSize } from '../devices/virtio/console/console.js';
 import type { BalloonStats } from './balloon.js';
+import type { CpuHost } from './cpu-host.js';
 import type { MachineConfig, MachineExit, MachineStats } from './machine.js';
 import type { PlainError } from './plain-error.js';
 import type { StreamMessage } from './stream-hub.js';
@@ -43,6 +44,7 @@ export type FromWorker =
 /** What a worker makes a machine of. */
 export interface NewMachine {
   config: MachineConfig;
+  host: CpuHost;
   /** Shared memory of the {@link OutputWindow}. */
   window: SharedArrayBuffer;
   /** Takes {@link ToWorker}, gives {@link FromWorker}. */

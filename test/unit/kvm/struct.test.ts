@@ -1,5 +1,10 @@
+import { execFileSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, onTestFinished } from 'vitest';
 import { STRUCTS } from '../../../src/kvm/abi.js';
 import { decode, encode, sizeOf, type StructName } from '../../../src/kvm/struct.js';
 
@@ -35,6 +40,15 @@ const structOf = (name: StructName): fc.Arbitrary<Record<string, unknown>> =>
   });
 
 describe('the structure codec', () => {
+  it('is what the generator makes of the fields', () => {
+    const at = (path: string) => fileURLToPath(new URL(`../../../${path}`, import.meta.url));
+    const folder = mkdtempSync(join(tmpdir(), 'vmexit-test-'));
+    onTestFinished(() => rmSync(folder, { recursive: true }));
+    const made = join(folder, 'coders.ts');
+    execFileSync(process.execPath, ['--import', 'tsx', at('scripts/generate-kvm-coders.ts'), made]);
+    expect(readFileSync(at('src/kvm/coders.ts'), 'utf8')).toBe(readFileSync(made, 'utf8'));
+  });
+
   it.each(names)('reads back what it wrote: %s', (name) => {
     fc.assert(
       fc.property(structOf(name), fc.nat(16), (value, offset) => {
