@@ -84,7 +84,7 @@ export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
   }
 
   private constructor(config: StorageDaemonConfig, folder: string) {
-    super(folder);
+    super(folder, 'disk');
     this.#config = config;
     this.#image = config.image;
     this.#writesThrough = this.#mustWriteThrough(config.image);
@@ -221,7 +221,7 @@ export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
   }
 
   protected async start(): Promise<void> {
-    this.#assertOpen();
+    this.assertOpen();
     this.#nbdServer = undefined;
     this.#writesThrough = this.#mustWriteThrough(this.#image);
     const process = await QemuProcess.start({ program: 'qemu-storage-daemon', kind: 'storage-daemon', args: [] });
@@ -231,7 +231,7 @@ export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
       await this.#execute('block-export-add', this.#exportOptions());
     } catch (error) {
       await this.end();
-      this.#assertOpen();
+      this.assertOpen();
       throw error;
     }
     void process.exited.then((exit) => {
@@ -289,12 +289,8 @@ export class StorageDaemon extends VhostUserDaemon<QemuProcess> {
     await this.#removeExport(keeper.id);
   }
 
-  #assertOpen(): void {
-    if (this.isClosed) throw new VmmError('CLOSED', 'the disk was closed');
-  }
-
   #running(): QemuProcess {
-    this.#assertOpen();
+    this.assertOpen();
     if (!this.process) throw new VmmError('INVALID_STATE', 'no storage daemon runs; restart() starts one');
     return this.process;
   }

@@ -2,7 +2,7 @@ import { EventEmitter } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { VmmError } from '../../errors.js';
+import { VmmError } from '../../errors.js';
 
 /** Of {@link VhostUserDaemon}: what it emits. */
 export interface VhostUserDaemonEvents {
@@ -17,6 +17,7 @@ interface Process {
 /** A program that serves one device of one machine by vhost-user, and its processes, one after the other. */
 export abstract class VhostUserDaemon<P extends Process> extends EventEmitter<VhostUserDaemonEvents> {
   readonly #folder: string;
+  readonly #what: string;
   #last: Promise<unknown> = Promise.resolve();
   protected process: P | undefined;
   protected isClosed = false;
@@ -36,9 +37,11 @@ export abstract class VhostUserDaemon<P extends Process> extends EventEmitter<Vh
     }
   }
 
-  protected constructor(folder: string) {
+  /** @param what It is to its user: a disk, a share. */
+  protected constructor(folder: string, what: string) {
     super();
     this.#folder = folder;
+    this.#what = what;
   }
 
   /** Where it serves vhost-user: in a folder that only this user may enter. */
@@ -72,6 +75,11 @@ export abstract class VhostUserDaemon<P extends Process> extends EventEmitter<Vh
     // A start that was under way finds it closed, and ends its process.
     await this.#last;
     await rm(this.#folder, { recursive: true, force: true });
+  }
+
+  /** @throws VmmError code "CLOSED" */
+  protected assertOpen(): void {
+    if (this.isClosed) throw new VmmError('CLOSED', `the ${this.#what} was closed`);
   }
 
   /** Starts a process, or throws; one that is closed meanwhile leaves none behind. */

@@ -51,7 +51,7 @@ export class Virtiofsd extends VhostUserDaemon<SupervisedProcess> {
   }
 
   private constructor(config: VirtiofsdConfig, folder: string) {
-    super(folder);
+    super(folder, 'share');
     this.#config = config;
   }
 
@@ -61,7 +61,7 @@ export class Virtiofsd extends VhostUserDaemon<SupervisedProcess> {
   }
 
   protected async start(): Promise<void> {
-    if (this.isClosed) throw new VmmError('CLOSED', 'the share was closed');
+    this.assertOpen();
     this.#listener = native(() => new (addon().UnixSocket)('listen-for-child', this.socketPath));
     try {
       await this.#spawn(this.#listener);
@@ -73,7 +73,7 @@ export class Virtiofsd extends VhostUserDaemon<SupervisedProcess> {
 
   async #spawn(listener: NativeUnixSocket): Promise<void> {
     const command = await commandOf(this.#config);
-    if (this.isClosed) throw new VmmError('CLOSED', 'the share was closed');
+    this.assertOpen();
     const process = new SupervisedProcess({ ...command, inherit: [listener.fd()] });
     const timer = setTimeout(() => process.kill(), START_TIMEOUT_MS);
     const isReady = await process.says(READY);
