@@ -85,14 +85,12 @@ export const bootLinux: Benchmark = {
     if (qemu === undefined && accel === 'tcg')
       throw new Unavailable('neither KVM nor QEMU can run a Linux kernel here');
     if (qemu === undefined) context.note('QEMU is not installed: there is nothing to compare with');
+    const machines = [ours(accel, images)];
+    if (qemu !== undefined) machines.push(byQemu(qemu, 'microvm', accel, images));
     // Without KVM ours is a q35 already.
-    const machines = qemu === undefined ? [] : accel === 'kvm' && !context.quick ? ['microvm', 'q35'] : ['microvm'];
-    const name = accel === 'kvm' ? 'vmexit, KVM' : "vmexit, QEMU's q35 by TCG";
-    return [
-      { name, open: () => session(name, ours(accel, images), context, images) },
-      ...machines.map((machine) => byQemu(qemu!, machine, accel, images, context)),
-      ...(lkvm !== undefined && accel === 'kvm' ? [byKvmtool(lkvm, images, context)] : []),
-    ];
+    if (qemu !== undefined && accel === 'kvm' && !context.quick) machines.push(byQemu(qemu, 'q35', accel, images));
+    if (lkvm !== undefined && accel === 'kvm') machines.push(byKvmtool(lkvm, images));
+    return machines.map((machine): Contender => ({ ...machine, open: () => session(machine, images, context) }));
   },
   extras: () => ({ tallies: [...tallies.values()], timelines: [...timelines.values()] }),
 };
@@ -120,11 +118,13 @@ async function findBootKernel(context: Context): Promise<string> {
   return microvmKernel((what, done) => context.progress(what, done));
 }
 
-/** Boots once and ends the guest. */
-type Boot = () => Promise<Sample>;
+interface Machine extends Pick<Contender, 'name' | 'isFloor'> {
+  /** Boots once and ends the guest. */
+  boot: () => Promise<Sample>;
+}
 
 /** Boots and boots again; a machine that does not come up is left out, and the report says so. */
-function session(name: string, boot: Boot, context: Context, images?: AsyncDisposable): Session {
+function session({ name, boot }: Machine, images: AsyncDisposable, context: Context): Session {
   const bootUp = async (tries = TRIES): Promise<Sample> => {
     try {
       return await boot();
@@ -149,14 +149,15 @@ function session(name: string, boot: Boot, context: Context, images?: AsyncDispo
         return [];
       }
     },
-    [Symbol.asyncDispose]: async () => images?.[Symbol.asyncDispose](),
+    [Symbol.asyncDispose]: () => images[Symbol.asyncDispose](),
   };
 }
 
 const firstLine = (error: unknown) => (error as Error).message.split('\n')[0];
 
-function ours(accel: Accelerator, { kernel, initrd }: Images): Boot {
-  return async () => {
+function ours(accel: Accelerator, { kernel, initrd }: Images): Machine {
+  const name = accel === 'kvm' ? 'vmexit, KVM' : "vmexit, QEMU's q35 by TCG";
+  const boot = async () => {
     const kvmBefore = await kvmCounters();
     const startMs = performance.now();
     await using vm = await MicroVM.create({ kernel, initrd, cmdline: 'quiet', memory: `${MEMORY_MIB}M`, accel });
@@ -177,56 +178,48 @@ function ours(accel: Accelerator, { kernel, initrd }: Images): Boot {
     const { exits, accesses } = await vm.stats();
     if (accel === 'kvm') {
       await look();
-      const contender = 'vmexit, KVM';
-      tallies.set(`${contender} exits`, { contender, title: 'exits to user space, by reason', counts: exits });
-      tallies.set(`${contender} accesses`, { contender, title: 'accesses by device', counts: accesses });
-      timelines.set(contender, { contender, title: `accesses by device, in ${SAMPLING_MS} ms each`, points });
-      await countKvm(contender, kvmBefore);
+      tallies.set(`${name} exits`, { contender: name, title: 'exits to user space, by reason', counts: exits });
+      tallies.set(`${name} accesses`, { contender: name, title: 'accesses by device', counts: accesses });
+      timelines.set(name, { contender: name, title: `accesses by device, in ${SAMPLING_MS} ms each`, points });
+      await countKvm(name, kvmBefore);
     }
     return { time: (time - startMs) * 1e6, make };
   };
+  return { name, boot };
 }
 
 /** With ACPI, Debian 12's microvm leaves the kernel without a timer unless it has KVM's clock. */
 const MICROVM = 'acpi=off,isa-serial=on,pit=on,pic=on,rtc=on';
 
 /** A machine of QEMU's with the same kernel, initramfs and memory. */
-function byQemu(
-  qemu: string,
-  machine: string,
-  accel: Accelerator,
-  { kernel, initrd }: Images,
-  context: Context,
-): Contender {
+function byQemu(qemu: string, machine: string, accel: Accelerator, { kernel, initrd }: Images): Machine {
   const args = [
     ...['-machine', `${machine},accel=${accel}${machine === 'microvm' ? `,${MICROVM}` : ''}`],
     ...['-cpu', accel === 'kvm' ? 'host' : 'max'],
     ...['-m', String(MEMORY_MIB), '-smp', '1', '-nodefaults', '-no-user-config', '-no-reboot', '-display', 'none'],
     ...['-serial', 'stdio', '-kernel', kernel, '-initrd', initrd, '-append', `console=ttyS0 ${CMDLINE}`],
   ];
-  const boot = byProcess(`QEMU ${machine}`, accel, context, qemu, args);
-  return { ...boot, isFloor: machine === 'microvm' };
+  return { ...byProcess(`QEMU ${machine}`, accel, qemu, args), isFloor: machine === 'microvm' };
 }
 
 /** kvmtool's, which adds to the command line what its guests need, the console among it. */
-function byKvmtool(lkvm: string, { kernel, initrd }: Images, context: Context): Contender {
+function byKvmtool(lkvm: string, { kernel, initrd }: Images): Machine {
   const machine = ['--cpus', '1', '--mem', String(MEMORY_MIB), '--console', 'serial'];
   const args = ['run', ...machine, '--network', 'mode=none', '--kernel', kernel, '--initrd', initrd];
   // It keeps a socket for each of its guests in a folder of the user's.
-  return byProcess('kvmtool', 'kvm', context, lkvm, [...args, '--params', CMDLINE], { HOME: dirname(initrd) });
+  return byProcess('kvmtool', 'kvm', lkvm, [...args, '--params', CMDLINE], { HOME: dirname(initrd) });
 }
 
 /** A machine that is a process, whose standard output is the guest's console. */
 function byProcess(
   machine: string,
   accel: Accelerator,
-  context: Context,
   program: string,
   args: readonly string[],
   env: NodeJS.ProcessEnv = {},
-): Contender {
+): Machine {
   const name = `${machine}, ${accel === 'kvm' ? 'KVM' : 'TCG'}`;
-  const boot: Boot = async () => {
+  const boot = async () => {
     const kvmBefore = await kvmCounters();
     const startMs = performance.now();
     const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'], env: { ...process.env, ...env } });
@@ -239,7 +232,7 @@ function byProcess(
       if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
     }
   };
-  return { name, open: () => session(name, boot, context) };
+  return { name, boot };
 }
 
 /** @returns When the console had said it, as `performance.now()` has it. */
