@@ -7,6 +7,8 @@ import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { writeFormatted } from './write-formatted.js';
 
 /** Structure -> its fields; `name:struct` nests one (`a.b` is the unnamed one of field b in a). No paddings. */
 const STRUCTS: Record<string, string> = {
@@ -179,9 +181,8 @@ try {
   execFileSync('g++', ['-std=c++17', '-Wno-invalid-offsetof', '-Inative', '-o', program, `${program}.cc`], {
     stdio: 'inherit',
   });
-  const target = new URL('../src/kvm/abi.ts', import.meta.url);
-  writeFileSync(target, execFileSync(program));
-  execFileSync('npx', ['prettier', '--write', target.pathname], { stdio: 'inherit' });
+  const path = fileURLToPath(new URL('../src/kvm/abi.ts', import.meta.url));
+  await writeFormatted(path, execFileSync(program, { encoding: 'utf8' }));
 } finally {
   rmSync(directory, { recursive: true });
 }

@@ -4,10 +4,9 @@
  *
  *   tsx scripts/generate-kvm-coders.ts [FILE]
  */
-import { writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
-import { format, resolveConfig } from 'prettier';
 import { STRUCTS } from '../src/kvm/abi.js';
+import { writeFormatted } from './write-formatted.js';
 
 interface Field {
   offset: number;
@@ -84,5 +83,4 @@ ${Object.keys(STRUCTS)
   .join('\n')}
 };
 `;
-const options = await resolveConfig(path);
-writeFileSync(process.argv[2] ?? path, await format(source, { ...options, parser: 'typescript' }));
+await writeFormatted(path, source, process.argv[2]);

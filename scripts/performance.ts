@@ -5,15 +5,15 @@
  *
  * `--from` takes the figures from a run that was made before, `--nested` those of one in the nested host.
  */
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { execa } from 'execa';
-import { format, resolveConfig } from 'prettier';
 import { formatPlace, formatRatio, formatValue } from '../src/bench/format.js';
 import { reportSchema, type BenchmarkReport, type Report } from '../src/bench/report.js';
+import { writeFormatted } from './write-formatted.js';
 
 const PAGE = fileURLToPath(new URL('../docs/performance.md', import.meta.url));
 const COMMAND = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url));
@@ -24,7 +24,7 @@ if (values.from || !values.nested) {
   page = replace(page, 'figures', figures(values.from ? read(values.from) : await measure()));
 }
 if (values.nested) page = replace(page, 'nested figures', figures(read(values.nested)));
-writeFileSync(PAGE, await format(page, { ...(await resolveConfig(PAGE)), parser: 'markdown' }));
+await writeFormatted(PAGE, page);
 
 async function measure(): Promise<Report> {
   const directory = mkdtempSync(join(tmpdir(), 'vmexit-figures-'));
