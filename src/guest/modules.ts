@@ -2,7 +2,7 @@ import { readdir, readFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { gunzipSync } from 'node:zlib';
 import { VmmError } from '../errors.js';
-import { loadExeca } from './debian.js';
+import { exists, loadExeca } from './debian.js';
 
 /** A kernel module, ready to be loaded with `insmod`. */
 export interface KernelModule {
@@ -26,16 +26,26 @@ const MODULE_FILE = /^(.+)\.ko(\.(?:gz|xz|zst))?$/;
  */
 export async function resolveModules(modulesDir: string, names: readonly string[]): Promise<KernelModule[]> {
   if (names.length === 0) return [];
-  const [files, builtin] = await Promise.all([moduleFiles(modulesDir), builtinModules(modulesDir)]);
+  const [listed, builtin] = await Promise.all([
+    moduleList(modulesDir, 'modules.order'),
+    moduleList(modulesDir, 'modules.builtin'),
+  ]);
+  let found: Map<string, string> | undefined;
+  const pathOf = async (name: string) => {
+    const path = listed.get(name);
+    if (path !== undefined && (await exists(path))) return path;
+    found ??= await moduleFiles(modulesDir);
+    return found.get(name);
+  };
   const resolved = new Map<string, KernelModule>();
   const visiting = new Set<string>();
 
   const visit = async (rawName: string, neededBy?: string): Promise<void> => {
     const name = canonical(rawName);
     if (resolved.has(name) || visiting.has(name)) return;
-    const path = files.get(name);
+    if (builtin.has(name)) return;
+    const path = await pathOf(name);
     if (path === undefined) {
-      if (builtin.has(name)) return;
       const by = neededBy ? ` (needed by ${neededBy})` : '';
       throw new VmmError('IMAGE_NOT_FOUND', `kernel module ${name}${by}: not in ${modulesDir}`);
     }
@@ -54,6 +64,14 @@ function canonical(name: string): string {
   return name.replaceAll('-', '_');
 }
 
+/** The modules that a file of the kernel build lists, by name: the kernel's own, as they were before any compression. */
+async function moduleList(modulesDir: string, file: string): Promise<Map<string, string>> {
+  const list = await readFile(join(modulesDir, file), 'utf8').catch(() => '');
+  const paths = list.split('\n').filter((path) => path.endsWith('.ko'));
+  return new Map(paths.map((path) => [canonical(basename(path, '.ko')), join(modulesDir, path)]));
+}
+
+/** All modules in the folder, by name. Thousands of files, which takes seconds on a network file system. */
 async function moduleFiles(modulesDir: string): Promise<Map<string, string>> {
   const files = new Map<string, string>();
   for (const entry of await readdir(modulesDir, { recursive: true }).catch(() => [] as string[])) {
@@ -61,11 +79,6 @@ async function moduleFiles(modulesDir: string): Promise<Map<string, string>> {
     if (match) files.set(canonical(match[1]), join(modulesDir, entry));
   }
   return files;
-}
-
-async function builtinModules(modulesDir: string): Promise<Set<string>> {
-  const list = await readFile(join(modulesDir, 'modules.builtin'), 'utf8').catch(() => '');
-  return new Set(list.split('\n').map((line) => canonical(basename(line).replace(/\.ko$/, ''))));
 }
 
 async function readModule(path: string): Promise<Uint8Array> {

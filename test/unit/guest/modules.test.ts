@@ -65,6 +65,22 @@ describe('resolveModules', () => {
     expect(await namesOf('a', 'virtio-rng')).toEqual(['a']);
   });
 
+  it('takes a module from where modules.order says, without a look at the folder', async () => {
+    put('modules.order', 'kernel/a.ko\nkernel/b.ko\n');
+    put('kernel/a.ko', moduleObject('b'));
+    put('kernel/b.ko', moduleObject(''));
+    put('other/a.ko', 'no module');
+    put('other/b.ko', 'no module');
+    expect(await namesOf('a')).toEqual(['b', 'a']);
+  });
+
+  it('finds a module that modules.order does not list, or that was compressed since', async () => {
+    put('modules.order', 'kernel/a.ko\n');
+    put('kernel/a.ko.gz', gzipSync(moduleObject('b')));
+    put('updates/dkms/b.ko', moduleObject(''));
+    expect(await namesOf('a')).toEqual(['b', 'a']);
+  });
+
   it('names a module that is missing, and who needs it', async () => {
     put('kernel/a.ko', moduleObject('gone'));
     const attempt = resolveModules(directory, ['a']);
