@@ -4,7 +4,7 @@ import { defineConfig } from 'vitest/config';
 const built = (path: string) => fileURLToPath(new URL(`./dist/${path}`, import.meta.url));
 const project = (name: string, extra: object = {}) => ({
   extends: true as const,
-  test: { name, include: [`test/${name}/**/*.test.ts`], ...extra },
+  test: { name, include: [`test/${name}/**/*.test.ts`], globalSetup: ['test/support/build.ts'], ...extra },
 });
 
 /** All files of a run share one nested host; `maxWorkers` at once use it, which is the `groupOrder`th to do so. */
@@ -13,7 +13,7 @@ const nested = (maxWorkers: number, groupOrder: number) => ({
   hookTimeout: 600_000,
   maxWorkers,
   sequence: { groupOrder },
-  globalSetup: ['test/support/nested.ts'],
+  globalSetup: ['test/support/build.ts', 'test/support/nested.ts'],
 });
 
 export default defineConfig({
@@ -27,11 +27,13 @@ export default defineConfig({
   },
   test: {
     pool: 'forks',
-    globalSetup: ['test/support/build.ts'],
     testTimeout: 30_000,
+    // Limits end a hang, on the slowest machine too; no test is about them.
+    expect: { poll: { timeout: 25_000 } },
     maxWorkers: '100%',
     projects: [
-      project('unit'),
+      // Of sources alone, which need no build.
+      project('unit', { globalSetup: [] }),
       project('kvm'),
       project('lifetime', { testTimeout: 120_000 }),
       project('hostile', { testTimeout: 120_000 }),
