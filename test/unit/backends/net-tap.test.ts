@@ -1,5 +1,6 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readlinkSync } from 'node:fs';
+import { setImmediate as turn } from 'node:timers/promises';
 import { afterAll, afterEach, describe, expect, it } from 'vitest';
 import { TapNetwork } from '../../../src/backends/net/tap.js';
 import { VmmError } from '../../../src/errors.js';
@@ -154,8 +155,9 @@ describe.skipIf(!usable)('a tap network', () => {
       const next = () => left-- ? socket.send('datagram ' + left, 9, '${GUEST.ip}', next) : console.log('sent');
       next();`);
     expect(await host.line()).toBe('sent');
+    for (let i = 0; i < 10; i++) await turn();
+    expect(guest.device.counters.received.frames).toBe(0);
     const isData = isUdpTo(9);
-    await expect(guest.next(isData, 50)).rejects.toThrow('no such frame');
     network.resume();
     for (let left = 49; left >= 0; left--) {
       expect(parse((await guest.next(isData)).frame).payload.toString()).toBe(`datagram ${left}`);

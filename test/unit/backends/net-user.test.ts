@@ -36,6 +36,9 @@ afterEach(async () => {
   for (const network of networks.splice(0)) await network.close();
 });
 
+/** The ARP request by which the network finds out that its program is there, and the length before it. */
+const PROBE_BYTES = 4 + 42;
+
 const isRunning = (pid: number) => existsSync(`/proc/${pid}`);
 async function freePort(): Promise<number> {
   const server = createTcpServer().listen(0);
@@ -43,6 +46,18 @@ async function freePort(): Promise<number> {
   const { port } = server.address() as AddressInfo;
   await new Promise((done) => server.close(done));
   return port;
+}
+
+/** Forwards a free port of the host; another one when somebody takes it before passt does. */
+async function startForwarding(guestPort: number): Promise<{ network: UserNetwork; hostPort: number }> {
+  for (;;) {
+    const hostPort = await freePort();
+    try {
+      return { network: await start({ forwards: [parsePortForward(`127.0.0.1:${hostPort}:${guestPort}`)] }), hostPort };
+    } catch (error) {
+      if (!/Failed to bind/.test((error as VmmError).message)) throw error;
+    }
+  }
 }
 
 /** Asks for an address, as a DHCP client begins. */
@@ -95,9 +110,8 @@ describe.skipIf(!PASST)('a user network with passt', () => {
   });
 
   it('forwards ports of the host to the guest', async () => {
-    const hostPort = await freePort();
-    const forward = parsePortForward(`127.0.0.1:${hostPort}:80`);
-    const guest = new NetGuest(await start({ forwards: [forward] }), { mac: GUEST_MAC });
+    const { network, hostPort } = await startForwarding(80);
+    const guest = new NetGuest(network, { mac: GUEST_MAC });
     await lease(guest);
     const client = connect(hostPort, '127.0.0.1');
     client.on('error', () => {});
@@ -148,8 +162,7 @@ describe.skipIf(!PASST)('a user network with passt', () => {
     );
     expect(isRunning(pid)).toBe(true);
     child.kill('SIGKILL');
-    for (let i = 0; i < 100 && isRunning(pid); i++) await new Promise((done) => setTimeout(done, 20));
-    expect(isRunning(pid)).toBe(false);
+    await expect.poll(() => isRunning(pid)).toBe(false);
   });
 });
 
@@ -157,13 +170,21 @@ describe('a user network', () => {
   const folder = mkdtempSync(join(tmpdir(), 'vmexit-net-'));
   const slowEcho = join(folder, 'slow-echo');
   beforeAll(() => {
-    // Reads in bursts with pauses between them, and sends back what it read.
+    // Reads in bursts with pauses between them, and sends back what it read: all but the probe, which may be late.
     writeFileSync(
       slowEcho,
       `#!${process.execPath}
 const socket = new (require('node:net').Socket)({ fd: 3 });
 socket.on('end', () => process.exit());
-socket.pipe(socket);
+let left = ${PROBE_BYTES};
+const skipProbe = new (require('node:stream').Transform)({
+  transform(chunk, _encoding, done) {
+    const skipped = Math.min(left, chunk.length);
+    left -= skipped;
+    done(null, chunk.subarray(skipped));
+  },
+});
+socket.pipe(skipProbe).pipe(socket);
 setInterval(() => { socket.pause(); setTimeout(() => socket.resume(), 4); }, 5);
 `,
       { mode: 0o755 },
@@ -223,10 +244,17 @@ setInterval(() => { socket.pause(); setTimeout(() => socket.resume(), 4); }, 5);
 
   it('breaks down when the program sends something that is no frame', async () => {
     const garbage = join(folder, 'garbage');
-    writeFileSync(garbage, `#!/bin/sh\nsleep 1.2\nprintf '\\377\\377\\377\\377' >&3\nexec sleep 60\n`, { mode: 0o755 });
+    // Not before the guest is there and has sent a frame.
+    const waits = `dd bs=1 count=${PROBE_BYTES + 1} <&3 >/dev/null 2>&1`;
+    writeFileSync(garbage, `#!/bin/sh\n${waits}\nprintf '\\377\\377\\377\\377' >&3\nexec sleep 60\n`, { mode: 0o755 });
     const network = await start({ program: garbage });
-    const failure = new Promise<VmmError>((resolve) => new NetGuest(network, { onBackendFailure: resolve }));
-    expect(await failure).toMatchObject({ code: 'NETWORK_FAILED' });
+    const failure = new Promise<VmmError>((resolve) => {
+      new NetGuest(network, { onBackendFailure: resolve }).send(new Uint8Array(60));
+    });
+    expect(await failure).toMatchObject({
+      code: 'NETWORK_FAILED',
+      message: expect.stringContaining('no frame') as string,
+    });
   });
 });
 
