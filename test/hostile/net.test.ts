@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { setImmediate } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import fc from 'fast-check';
-import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
+import { beforeEach, describe, expect, it, onTestFinished, vi } from 'vitest';
 import type { NetBackend, NetClient, NetOffload, SendResult } from '../../src/devices/virtio/net/backend.js';
 import { VirtioNet } from '../../src/devices/virtio/net/net.js';
 import { FakeIrqLine } from '../../src/irq/irq-line.js';
@@ -109,6 +109,17 @@ const send = (bytes: Uint8Array) => {
   driver.kick(TX);
 };
 
+/** Descriptors that the device reads meanwhile: four words each. */
+function descriptorsReadBy(act: () => void): number {
+  const reads = vi.spyOn(DataView.prototype, 'getUint32');
+  try {
+    act();
+    return reads.mock.calls.length / 4;
+  } finally {
+    reads.mockRestore();
+  }
+}
+
 /** After a reset by the driver both directions work. */
 function expectAlive(): void {
   start();
@@ -200,15 +211,14 @@ describe('a receive buffer', () => {
     expectAlive();
   });
 
-  it('offered by 10,000 notifications and never added costs no memory and little time', () => {
+  it('offered by 10,000 notifications and never added costs no memory and one look at the queue each', () => {
     for (let i = 0; i < QUEUE_SIZE; i++) {
       driver.queues[RX].add([{ gpa: 0x20_0000, length: HEADER, writable: true }]);
     }
     driver.queues[RX].availIdx = QUEUE_SIZE - 1; // one less than a frame could use
     for (let i = 0; i < 300; i++) receive(HEADER * (QUEUE_SIZE - 1));
-    const startMs = performance.now();
     for (let i = 0; i < 10_000; i++) driver.kick(RX);
-    expect(performance.now() - startMs).toBeLessThan(5_000);
+    expect(descriptorsReadBy(() => driver.kick(RX))).toBe(QUEUE_SIZE - 1);
     expect([backend.paused, net.counters.received.dropped, failed()]).toEqual([true, { 'no room': 44 }, false]);
     expectAlive();
   });
@@ -239,7 +249,7 @@ describe('a frame of the guest', () => {
     ]);
   });
 
-  it('of 64 GiB, made of one buffer many times, holds nobody up', async () => {
+  it('of 64 MiB, made of one buffer many times, is not looked into, and the next one waits for its turn', async () => {
     const table = arena.place(16 * QUEUE_SIZE);
     const view = memory.dataView(table, 16 * QUEUE_SIZE);
     for (let i = 0; i < QUEUE_SIZE; i++) {
@@ -251,11 +261,15 @@ describe('a frame of the guest', () => {
       driver.queues[TX].setDescriptor(i, table, 16 * QUEUE_SIZE, INDIRECT);
       driver.queues[TX].publish(i);
     }
-    const startMs = performance.now();
-    driver.kick(TX);
-    for (let i = 0; i <= QUEUE_SIZE; i++) await setImmediate();
-    expect(performance.now() - startMs).toBeLessThan(1_000);
+    const copies = vi.spyOn(Uint8Array.prototype, 'set');
+    onTestFinished(() => copies.mockRestore());
+    expect(descriptorsReadBy(() => driver.kick(TX))).toBe(1 + QUEUE_SIZE);
+    for (let dropped = 1; dropped <= QUEUE_SIZE; dropped++) {
+      expect(net.counters.transmitted.dropped).toEqual({ 'too long': dropped });
+      await setImmediate();
+    }
     expect(net.counters.transmitted.dropped).toEqual({ 'too long': QUEUE_SIZE });
+    expect(copies.mock.calls.length).toBe(0);
   });
 
   it('reaches the backend with a sound header only, whatever the guest wrote there', () => {
@@ -298,7 +312,7 @@ describe('a frame of the guest', () => {
       await worker.terminate();
     });
     await once(worker, 'message');
-    const endMs = performance.now() + 20_000;
+    const endMs = performance.now() + 100_000;
     while (performance.now() < endMs) {
       for (let i = 0; i < 500; i++) {
         driver.queues[TX].add([{ gpa, length: HEADER + 100 }]);
