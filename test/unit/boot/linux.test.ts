@@ -208,6 +208,22 @@ describe('what accompanies a kernel', () => {
     await expect(load({ kernel, cmdline: 'ä'.repeat(11) })).rejects.toThrowError(failure('BAD_CMDLINE', /22/));
   });
 
+  it('takes a command line that fills its room in the layout to the last byte, and none longer', async () => {
+    const greedy = buildBzImage({ cmdlineSize: 0xffffffff });
+    const maxLength = layout.cmdlineMaxBytes - 1;
+    const { memory } = await load({ kernel: greedy, cmdline: 'x'.repeat(maxLength) });
+    const written = memory.read(layout.cmdlineGpa, layout.cmdlineMaxBytes + 1);
+    expect([...written.subarray(-3)]).toEqual([0x78, 0, 0xee]);
+    const refused = failure('BAD_CMDLINE', new RegExp(`${maxLength + 1}.*${maxLength}`));
+    await expect(load({ kernel: greedy, cmdline: 'x'.repeat(maxLength + 1) })).rejects.toThrowError(refused);
+  });
+
+  it('takes as long a command line as Linux does where the kernel names no size', async () => {
+    await expect(load({ kernel: elf(), cmdline: 'x'.repeat(2047) })).resolves.toBeDefined();
+    const refused = failure('BAD_CMDLINE', /2048.*2047/);
+    await expect(load({ kernel: elf(), cmdline: 'x'.repeat(2048) })).rejects.toThrowError(refused);
+  });
+
   it('refuses a command line that contains a NUL', async () => {
     await expect(load({ kernel, cmdline: 'a\0b' })).rejects.toThrowError(failure('BAD_CMDLINE', /NUL/));
   });

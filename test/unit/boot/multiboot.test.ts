@@ -110,8 +110,15 @@ describe('a kernel with a Multiboot header', () => {
     await expect(load(kernel)).rejects.toMatchObject({ code });
   });
 
-  it('is refused with a command line or a module that has no room', async () => {
-    await expect(load(flat(), { cmdline: 'x'.repeat(0x6000) })).rejects.toMatchObject({ code: 'BAD_CMDLINE' });
+  it('may have a command line that fills the room of its information to the last byte, and none longer', async () => {
+    const end = 0x9000 + 0x6000;
+    const maxLength = end - 1 - (await load(flat())).loaded.cmdlineGpa;
+    const { memory } = await load(flat(), { cmdline: 'x'.repeat(maxLength) });
+    expect([...memory.read(end - 2, 3)]).toEqual([0x78, 0, 0xee]);
+    await expect(load(flat(), { cmdline: 'x'.repeat(maxLength + 1) })).rejects.toMatchObject({ code: 'BAD_CMDLINE' });
+  });
+
+  it('is refused with a module that has no room', async () => {
     await expect(load(flat(), { initrd: new Uint8Array(RAM) })).rejects.toMatchObject({ code: 'BAD_INITRD' });
   });
 });
