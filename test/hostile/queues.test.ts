@@ -265,7 +265,6 @@ describe.each(Object.keys(RIGS) as (keyof typeof RIGS)[])('over %s', (transport)
       const before = all();
       for (const index of each) rig.driver.kick(index);
       await settle();
-      await new Promise((resolve) => setTimeout(resolve, 5));
       expect(all().equals(before)).toBe(true);
       expect(queuesThen).toHaveLength(queues);
     });
@@ -280,7 +279,7 @@ describe.each(Object.keys(RIGS) as (keyof typeof RIGS)[])('over %s', (transport)
       onTestFinished(async () => void (await worker.terminate()));
       await once(worker, 'message');
       let restarts = 0;
-      const deadline = performance.now() + 20_000;
+      const deadline = performance.now() + 100_000;
       for (let round = 0; restarts < 20 && performance.now() < deadline; round++) {
         for (const index of each) rig.driver.kick(index);
         if (round % 16 === 0) stir(rig, CONTROL_TX);

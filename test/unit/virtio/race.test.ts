@@ -13,7 +13,7 @@ const RAM_BYTES = 0x10000;
 /** Go on until both outcomes were seen often, however the threads are scheduled. */
 const ENOUGH_CHAINS = 1000;
 const ENOUGH_FAULTS = 200;
-const LIMIT_MS = 20_000;
+const LIMIT_MS = 100_000;
 
 /** Writes good and bad descriptors, now and then a bad head, and always makes some of them available. */
 const SCRIBBLER = `
@@ -74,7 +74,8 @@ it('never lets the device leave memory, throw or loop, whatever another processo
   const taken = new Uint16Array(ram, 0, 1);
   const faultCount = () => [...faults.values()].reduce((sum, count) => sum + count, 0);
   const deadline = performance.now() + LIMIT_MS;
-  while ((chains < ENOUGH_CHAINS || faultCount() < ENOUGH_FAULTS) && performance.now() < deadline) {
+  const seenEnough = () => chains >= ENOUGH_CHAINS && faultCount() >= ENOUGH_FAULTS && faults.size > 3;
+  while (!seenEnough() && performance.now() < deadline) {
     if (queue.closed) queue = open();
     queue.drain((chain) => {
       chains++;
@@ -88,7 +89,5 @@ it('never lets the device leave memory, throw or loop, whatever another processo
   }
   Atomics.store(new Int32Array(stop), 0, 1);
   await once(worker, 'exit');
-  expect(chains).toBeGreaterThanOrEqual(ENOUGH_CHAINS);
-  expect(faultCount()).toBeGreaterThanOrEqual(ENOUGH_FAULTS);
-  expect(faults.size).toBeGreaterThan(3);
-});
+  expect({ chains, faults, enough: seenEnough() }).toMatchObject({ enough: true });
+}, 120_000);
