@@ -1,6 +1,6 @@
 import { expect, it } from 'vitest';
 import { KVM_CAP, type MsrFilterRange } from 'vmexit/kvm';
-import { createGuest, enter, MMIO_HOLE, pointEsAtMmio, runToEnd } from '../support/guests.js';
+import { createGuest, enter, HANG_MS, MMIO_HOLE, pointEsAtMmio, runToEnd } from '../support/guests.js';
 import { describeKvm, emulatesKernelMode } from '../support/kvm.js';
 
 describeKvm('exits', () => {
@@ -64,7 +64,7 @@ describeKvm('exits', () => {
     using guest = createGuest('mmio-loop', { regs: { rcx: 0x0102_0304n } });
     pointEsAtMmio(guest.vcpu);
     for (let i = 0; i < 3; i++) {
-      const exit = guest.vcpu.run(1000);
+      const exit = guest.vcpu.run(HANG_MS);
       if (exit.reason !== 'mmio') throw new Error(exit.reason);
       expect(exit).toMatchObject({ isWrite: true, gpa: MMIO_HOLE, size: 4 });
       expect(exit.getValue(4)).toBe(0x0102_0304 - i);
@@ -94,9 +94,9 @@ describeKvm('exits', () => {
       [1n, 0x200n],
     ]) {
       using guest = createGuest('hlt', { regs: { rax: al } });
-      expect(guest.vcpu.run(1000).reason).toBe('hlt');
+      expect(guest.vcpu.run(HANG_MS).reason).toBe('hlt');
       expect(guest.vcpu.getRegs().rflags & 0x200n).toBe(interruptFlag);
-      expect(guest.vcpu.run(1000).reason).toBe('hlt');
+      expect(guest.vcpu.run(HANG_MS).reason).toBe('hlt');
     }
   });
 
@@ -107,13 +107,13 @@ describeKvm('exits', () => {
 
   it('report a triple fault as shutdown', () => {
     using guest = createGuest('triple-fault');
-    expect(guest.vcpu.run(1000).reason).toBe('shutdown');
+    expect(guest.vcpu.run(HANG_MS).reason).toBe('shutdown');
   });
 
   it('report what KVM cannot emulate, with the instruction’s bytes', (ctx) => {
     if (!emulatesKernelMode()) ctx.skip('this KVM runs every instruction natively');
     using guest = createGuest('unemulated');
-    const exit = guest.vcpu.run(1000);
+    const exit = guest.vcpu.run(HANG_MS);
     if (exit.reason !== 'internal_error') throw new Error(exit.reason);
     expect(exit).toMatchObject({ suberror: 1, suberrorName: 'EMULATION' });
     expect(exit.data.length).toBeGreaterThan(0);
@@ -127,13 +127,13 @@ describeKvm('exits', () => {
     using guest = createGuest('msr', { regs: { rcx: UNKNOWN_MSR } });
     if (guest.vm.checkExtension(KVM_CAP.X86_USER_SPACE_MSR) === 0) ctx.skip('no KVM_CAP_X86_USER_SPACE_MSR');
     guest.vm.setMsrExits({ unknown: true });
-    const read = guest.vcpu.run(1000);
+    const read = guest.vcpu.run(HANG_MS);
     if (read.reason !== 'msr') throw new Error(read.reason);
     expect(read).toMatchObject({ isWrite: false, index: Number(UNKNOWN_MSR) });
     read.data = 41n;
-    const report = guest.vcpu.run(1000);
+    const report = guest.vcpu.run(HANG_MS);
     expect(report.reason === 'io' && report.getValue()).toBe(41);
-    const write = guest.vcpu.run(1000);
+    const write = guest.vcpu.run(HANG_MS);
     expect(write).toMatchObject({ reason: 'msr', isWrite: true, index: Number(UNKNOWN_MSR), data: 42n });
     expect(runToEnd(guest.vcpu)).toMatchObject({ status: 0 });
   });
@@ -144,7 +144,7 @@ describeKvm('exits', () => {
     if (guest.vm.checkExtension(KVM_CAP.X86_MSR_FILTER) === 0) ctx.skip('no KVM_CAP_X86_MSR_FILTER');
     guest.vm.setMsrExits({ filtered: true });
     guest.vm.setMsrFilter({ ranges: [{ base: LSTAR, count: 1, read: true, allow: false }] });
-    const read = guest.vcpu.run(1000);
+    const read = guest.vcpu.run(HANG_MS);
     expect(read).toMatchObject({ reason: 'msr', isWrite: false, index: LSTAR });
     if (read.reason === 'msr') read.data = 6n;
     expect(runToEnd(guest.vcpu)).toMatchObject({ reports: [6], status: 0 }); // and no exit for the write
@@ -177,12 +177,12 @@ describeKvm('exits', () => {
 
   it('come as raw numbers, too', () => {
     using guest = createGuest('hlt');
-    expect(guest.vcpu.runRaw(1000)).toBe(5); // KVM_EXIT_HLT
+    expect(guest.vcpu.runRaw(HANG_MS)).toBe(5); // KVM_EXIT_HLT
   });
 
   it('borrow from kvm_run, which close takes away', () => {
     using guest = createGuest('hello');
-    const exit = guest.vcpu.run(1000);
+    const exit = guest.vcpu.run(HANG_MS);
     if (exit.reason !== 'io') throw new Error(exit.reason);
     const { data } = exit;
     expect(data[0]).toBe('T'.charCodeAt(0));

@@ -1,7 +1,7 @@
 import { readFileSync, statSync } from 'node:fs';
 import { expect, it } from 'vitest';
 import { GuestRam, Kvm, type Regs, type Vcpu, type Vm } from 'vmexit/kvm';
-import { createGuest, MMIO_HOLE, RAM_BYTES, runToEnd } from '../support/guests.js';
+import { createGuest, HANG_MS, MMIO_HOLE, RAM_BYTES, runToEnd } from '../support/guests.js';
 import { describeKvm } from '../support/kvm.js';
 import { runWorker } from '../support/workers.js';
 
@@ -46,7 +46,7 @@ describeKvm('memory slots', () => {
     using guest = createGuest('memory-size', { ramBytes: 6 * MIB });
     let mib: number | undefined;
     while (mib === undefined) {
-      const exit = guest.vcpu.run(1000);
+      const exit = guest.vcpu.run(HANG_MS);
       if (exit.reason === 'mmio' && !exit.isWrite) exit.data.fill(0xff);
       else if (exit.reason === 'io') mib = exit.getValue();
       else expect(exit.reason).toBe('mmio');
@@ -73,9 +73,7 @@ describeKvm('memory slots', () => {
     withVm((vm) => {
       const ram = vm.addMemory({ gpa: 0, size: 4 * MIB });
       ram.bytes.fill(7);
-      // Of this process's page tables: smaps counts in KiB.
-      const mapped = () =>
-        Number(/vmexit-guest-memory[^]*?^Rss: *(\d+) kB/m.exec(readFileSync('/proc/self/smaps', 'utf8'))![1]) * 1024;
+      const mapped = () => areasOf(ram)[0].residentBytes;
       expect(mapped()).toBe(4 * MIB);
       ram.unmap(MIB, MIB);
       expect(mapped()).toBe(3 * MIB);
@@ -117,7 +115,7 @@ describeKvm('memory slots', () => {
     const more = guest.vm.addMemory({ gpa: MIB, size: MIB });
     guest.vm.removeMemory(more);
     expect(guest.vm.memory.regions).toHaveLength(1);
-    const exit = guest.vcpu.run(1000);
+    const exit = guest.vcpu.run(HANG_MS);
     expect(exit).toMatchObject({ reason: 'mmio', isWrite: true, gpa: MIB, size: 1 });
     expect(() => more.bytes).toThrow(refusal('CLOSED'));
     expect(() => guest.vm.removeMemory(more)).toThrow(refusal('INVALID_ARGUMENT'));
@@ -135,7 +133,7 @@ describeKvm('memory slots', () => {
     using guest = createGuest('dirty-pages', { regs: { rdi: 0x10_0000n, rcx: 1n, rdx: 4096n } });
     const rom = guest.vm.addMemory({ gpa: MIB, size: 4096, readOnly: true });
     rom.bytes[0] = 0x11;
-    const exit = guest.vcpu.run(1000);
+    const exit = guest.vcpu.run(HANG_MS);
     expect(exit).toMatchObject({ reason: 'mmio', isWrite: true, gpa: MIB, size: 1 });
     expect(exit.reason === 'mmio' && exit.getValue(1)).toBe(0x55);
     expect(runToEnd(guest.vcpu)).toMatchObject({ status: 0 });
@@ -153,7 +151,7 @@ describeKvm('memory slots', () => {
 
     guest.vcpu.setRegs(regs);
     guest.vm.withoutMemory(registers, () => {
-      expect(guest.vcpu.run(1000)).toMatchObject({ reason: 'mmio', isWrite: false, gpa: MMIO_HOLE });
+      expect(guest.vcpu.run(HANG_MS)).toMatchObject({ reason: 'mmio', isWrite: false, gpa: MMIO_HOLE });
       registers.bytes.fill(0x11);
     });
     // The first read is answered already, with what its exit was left with.
@@ -256,6 +254,20 @@ describeKvm('guest memory', () => {
   });
 
   it.each([
+    { kind: 'shared', shared: true },
+    { kind: 'private', shared: false },
+  ])('is given back at once when its VM is closed: $kind', ({ shared }) => {
+    const ramBytes = 77 * 4096; // which V8 asks for nowhere
+    const before = new Set(areas().keys());
+    const held = () => [...areas()].filter(([range, { sizeBytes }]) => sizeBytes === ramBytes && !before.has(range));
+    using guest = createGuest('hello', { shared, ramBytes });
+    expect(runToEnd(guest.vcpu)).toMatchObject({ status: 0 });
+    expect(held().map(([, { inode }]) => inode !== 0)).toEqual([shared]);
+    guest.vm.close();
+    expect(held()).toEqual([]);
+  });
+
+  it.each([
     { mib: 64, flag: 'hg' },
     { mib: 16, flag: 'nh' },
   ])('asks for huge pages where $mib MiB are private: $flag', ({ mib, flag }) => {
@@ -313,13 +325,35 @@ function dirtyPages(words: BigUint64Array): number[] {
   return pages;
 }
 
-/** This process's mappings by their range, with the kernel's flags (proc(5), smaps). */
-function areas(): Map<string, { start: number; sizeBytes: number; flags: string[] }> {
+/** A mapping of this process. */
+interface Area {
+  start: number;
+  sizeBytes: number;
+  /** 0 without a file. */
+  inode: number;
+  residentBytes: number;
+  flags: string[];
+}
+
+/** This process's mappings by their range (proc(5), smaps). */
+function areas(): Map<string, Area> {
   const smaps = readFileSync('/proc/self/smaps', 'utf8');
+  const area = /^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ (\d+)[^]*?^Rss: *(\d+) kB$[^]*?^VmFlags: (.*)$/gm;
   return new Map(
-    [...smaps.matchAll(/^([0-9a-f]+)-([0-9a-f]+) [^]*?^VmFlags: (.*)$/gm)].map(([, from, to, flags]) => {
+    [...smaps.matchAll(area)].map(([, from, to, inode, residentKiB, flags]) => {
       const [start, end] = [from, to].map((address) => parseInt(address, 16));
-      return [`${from}-${to}`, { start, sizeBytes: end - start, flags: flags.trim().split(' ') }];
+      const residentBytes = Number(residentKiB) * 1024;
+      const sizeBytes = end - start;
+      return [
+        `${from}-${to}`,
+        { start, sizeBytes, inode: Number(inode), residentBytes, flags: flags.trim().split(' ') },
+      ];
     }),
   );
+}
+
+/** The mappings of memory with a file. */
+function areasOf(ram: GuestRam): Area[] {
+  const { ino } = statSync(`/proc/self/fd/${ram.fd}`);
+  return [...areas().values()].filter(({ inode }) => inode === ino);
 }

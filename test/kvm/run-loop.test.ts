@@ -1,38 +1,96 @@
-import { existsSync } from 'node:fs';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, it } from 'vitest';
 import { Bus } from '../../src/bus/bus.js';
 import { Kvm } from '../../src/kvm/kvm.js';
+import { VcpuGroup } from '../../src/kvm/vcpu-group.js';
+import type { Vcpu } from '../../src/kvm/vcpu.js';
 import { ThreadedRunLoop } from '../../src/loop/threaded-run-loop.js';
+import { describeKvm } from '../support/kvm.js';
 
 const SPIN = Uint8Array.of(0xeb, 0xfe); // jmp $
+const WRITE_PORT = Uint8Array.of(0xe6, 0x80, 0xeb, 0xfc); // 1: out 0x80, al; jmp 1b
 const CODE_GPA = 0x1000;
 
-it.skipIf(!existsSync('/dev/kvm'))(
-  'a pause that is taken back before the vCPUs are out of the guest ends, and tells that they are not',
-  async () => {
-    using kvm = Kvm.open();
-    using vm = kvm.createVm();
-    vm.addMemory({ gpa: 0, size: 0x10000 }).bytes.set(SPIN, CODE_GPA);
-    const vcpus = [0, 1].map((id) => vm.createVcpu(id));
-    for (const vcpu of vcpus) {
-      const sregs = vcpu.getSregs();
-      vcpu.setSregs({ ...sregs, cs: { ...sregs.cs, base: 0n, selector: 0 } });
-      vcpu.setRegs({ ...vcpu.getRegs(), rip: BigInt(CODE_GPA), rflags: 2n });
-    }
-    using loop = new ThreadedRunLoop(vcpus, new Bus('port'), new Bus('mmio'));
+/** vCPUs that all run this real-mode code. */
+function createVcpus(count: number, code: Uint8Array): Disposable & { vcpus: Vcpu[] } {
+  const kvm = Kvm.open();
+  const vm = kvm.createVm();
+  vm.addMemory({ gpa: 0, size: 0x10000 }).bytes.set(code, CODE_GPA);
+  const vcpus = Array.from({ length: count }, (_, id) => {
+    const vcpu = vm.createVcpu(id);
+    const sregs = vcpu.getSregs();
+    vcpu.setSregs({ ...sregs, cs: { ...sregs.cs, base: 0n, selector: 0 } });
+    vcpu.setRegs({ ...vcpu.getRegs(), rip: BigInt(CODE_GPA), rflags: 2n });
+    return vcpu;
+  });
+  return {
+    vcpus,
+    [Symbol.dispose]() {
+      vm.close();
+      kvm.close();
+    },
+  };
+}
+
+describeKvm('the run loop of several vCPUs', () => {
+  it('ends a pause that is taken back before they are out of the guest, and tells that they are not', async () => {
+    using guest = createVcpus(2, SPIN);
+    using loop = new ThreadedRunLoop(guest.vcpus, new Bus('port'), new Bus('mmio'));
     const ended = loop.run();
     for (let i = 0; i < 50; i++) {
       const paused = loop.pause();
       loop.resume();
-      await Promise.race([paused, sleep(5000).then(() => Promise.reject(new Error(`pause ${i} does not end`)))]);
+      await paused;
       expect(loop.isPaused).toBe(false);
     }
     await loop.pause();
     expect(loop.isPaused).toBe(true);
-    expect(vcpus.map((vcpu) => vcpu.getRegs().rip)).toEqual([BigInt(CODE_GPA), BigInt(CODE_GPA)]);
+    expect(guest.vcpus.map((vcpu) => vcpu.getRegs().rip)).toEqual([BigInt(CODE_GPA), BigInt(CODE_GPA)]);
     loop.stop();
     expect(loop.isPaused).toBe(false);
     await expect(ended).resolves.toBeUndefined();
-  },
-);
+  });
+
+  it('takes the exits of all that wait in turn: none is served twice before another', async () => {
+    const COUNT = 4;
+    using guest = createVcpus(COUNT, WRITE_PORT);
+    using group = new VcpuGroup(guest.vcpus);
+    group.start(() => {});
+    const nextExit = async () => {
+      for (;;) {
+        const index = group.nextExit();
+        if (index >= 0) return index;
+        await new Promise(setImmediate);
+      }
+    };
+    for (let round = 0; round < 1000; round++) {
+      const waiting = new Set<number>();
+      while (waiting.size < COUNT) waiting.add(await nextExit());
+      const served: number[] = [];
+      for (let i = 0; i < COUNT; i++) {
+        served.push(await nextExit());
+        group.continue(served[i]);
+        // A vCPU has its next exit soon.
+        await new Promise(setImmediate);
+      }
+      expect(new Set(served).size).toBe(COUNT);
+    }
+  });
+
+  it('lets the event loop turn when exits never cease', async () => {
+    const MOST_EXITS_A_TURN = 2 * 256; // after a wake-up, and once more after the turn's immediates
+    using guest = createVcpus(4, WRITE_PORT);
+    const ports = new Bus('port');
+    let [exits, most] = [0, 0];
+    ports.register({ name: 'port', read: () => 0xff, write: () => void exits++, reset() {} }, 0x80, 1);
+    using loop = new ThreadedRunLoop(guest.vcpus, ports, new Bus('mmio'));
+    const ended = loop.run();
+    for (let total = 0; total < 100_000; total += exits) {
+      exits = 0;
+      await new Promise(setImmediate);
+      most = Math.max(most, exits);
+    }
+    expect(most).toBeLessThanOrEqual(MOST_EXITS_A_TURN);
+    loop.stop();
+    await ended;
+  });
+});

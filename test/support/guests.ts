@@ -3,6 +3,9 @@ import { firmware, LOAD_ADDRESS } from './firmware.js';
 
 export { LOAD_ADDRESS };
 
+/** For limits that only end a hang. */
+export const HANG_MS = 60_000;
+
 /** Conventional memory: leaves a hole at 0xa0000 for MMIO that real mode can reach. */
 export const RAM_BYTES = 0xa0000;
 export const MMIO_HOLE = 0xd0000;
@@ -137,6 +140,20 @@ export function enterLongMode(vcpu: Vcpu, ram: GuestRam): void {
   vcpu.setSregs(sregs);
 }
 
+/**
+ * Real mode: counts up without end at {@link COUNTER} of guest memory, and writes port 0x80 at each step while there is a byte
+ * other than 0 at {@link FLAG}.
+ */
+export const COUNT_UP = Uint8Array.of(
+  ...[0x66, 0xff, 0x06, 0x00, 0x20], // 1: inc dword ptr [0x2000]
+  ...[0x80, 0x3e, 0x04, 0x20, 0x00], //    cmp byte ptr [0x2004], 0
+  ...[0x74, 0xf4], //                      je 1b
+  ...[0xe6, 0x80], //                      out 0x80, al
+  ...[0xeb, 0xf0], //                      jmp 1b
+);
+export const COUNTER = 0x2000;
+export const FLAG = 0x2004;
+
 /** What a guest did until it wrote the debug-exit port or left for another reason than port I/O. */
 export interface Outcome {
   /** What it printed on COM1. */
@@ -154,7 +171,7 @@ export interface Outcome {
  *
  * @param onReady Called when the guest writes port 0x81.
  */
-export function runToEnd(vcpu: Vcpu, { onReady = () => {}, timeoutMs = 5000 } = {}): Outcome {
+export function runToEnd(vcpu: Vcpu, { onReady = () => {}, timeoutMs = HANG_MS } = {}): Outcome {
   const outcome: Outcome = { text: '', reports: [] };
   const deadline = performance.now() + timeoutMs;
   for (;;) {

@@ -1,6 +1,7 @@
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
+import { COUNTER, FLAG } from './guests.js';
 
 const KVM = new URL('../../dist/kvm/index.js', import.meta.url).href;
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
@@ -16,12 +17,19 @@ export interface GuestWorker {
 /**
  * A worker with Kvm, GuestRam, EventFd and kickVcpu of the built vmexit/kvm in scope.
  *
- * @param code JavaScript; may await. `data` is what was given here, `parentPort` the port to answer on.
+ * @param code JavaScript; may await. `data` is what was given here, `parentPort` the port to answer on. For the memory of a
+ *   guest that runs COUNT_UP: `goesOn(ram)` waits until it has counted up, `raiseFlag(ram)` has it write its port.
  */
 export function runWorker(code: string, data?: unknown): GuestWorker {
   const program = `
     const { parentPort, workerData } = require('node:worker_threads');
     const data = workerData;
+    const goesOn = async ({ bytes }) => {
+      const counter = new Int32Array(bytes.buffer, bytes.byteOffset + ${COUNTER}, 1);
+      const before = Atomics.load(counter, 0);
+      while (Atomics.load(counter, 0) === before) await new Promise(setImmediate);
+    };
+    const raiseFlag = ({ bytes }) => { bytes[${FLAG}] = 1; };
     import(${JSON.stringify(KVM)}).then(async ({ Kvm, GuestRam, EventFd, kickVcpu }) => {
       ${code}
     });`;
