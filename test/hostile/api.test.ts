@@ -1,11 +1,13 @@
 /** HOSTILE case 25: misuse of the host API, in processes of its own. */
 import { execa } from 'execa';
 import { fileURLToPath } from 'node:url';
-import { expect, it } from 'vitest';
+import { expect, it, vi } from 'vitest';
 import { Kvm, VmmError } from 'vmexit/kvm';
 import { createGuest } from '../support/guests.js';
 import { describeKvm } from '../support/kvm.js';
 
+const HANG_MS = 600_000;
+vi.setConfig({ testTimeout: HANG_MS });
 const PROGRAM = fileURLToPath(new URL('programs/misuse.ts', import.meta.url));
 
 interface Fuzzed {
@@ -18,7 +20,7 @@ async function fuzz(seed: number, runs: number, threads: number): Promise<Fuzzed
   const { stdout, stderr, exitCode, signal } = await execa(
     process.execPath,
     ['--import', 'tsx', PROGRAM, String(seed), String(runs), String(threads)],
-    { reject: false, timeout: 100_000, killSignal: 'SIGKILL' },
+    { reject: false, timeout: HANG_MS, killSignal: 'SIGKILL' },
   );
   expect({ seed, exitCode, signal, stderr: exitCode === 0 ? '' : stderr }).toEqual({ seed, exitCode: 0, stderr: '' });
   return stdout.split('\n').map((line) => JSON.parse(line) as Fuzzed);

@@ -7,7 +7,7 @@ const CASES = Number(process.env['VMEXIT_FUZZ_CASES'] ?? 100_000);
 
 it(
   `survives ${CASES.toLocaleString('en')} random acts of drivers and hosts against every device`,
-  { timeout: 300_000 },
+  { timeout: 1_200_000 },
   async () => {
     const seed = testSeed();
     const { cases, seconds, byKind } = await fuzz(seed, CASES);

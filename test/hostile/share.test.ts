@@ -189,8 +189,9 @@ describe('what moves meanwhile', () => {
       }
     };
     const outcomes = { harmless: 0, refused: 0 };
+    const seenEnough = () => swaps > 20 && outcomes.harmless > 20;
     const attack = async (act: (i: number) => Promise<unknown>) => {
-      for (let i = 0; i < 400; i++) {
+      for (let i = 0; i < 400 || !seenEnough(); i++) {
         try {
           await act(i);
           outcomes.harmless++;
@@ -228,9 +229,7 @@ describe('what moves meanwhile', () => {
     await Promise.all([reading, creating, changing, moving].map(attack));
     swapping = false;
     await swapped;
-    expect(swaps).toBeGreaterThan(20);
-    expect(outcomes.harmless).toBeGreaterThan(20);
-  }, 60_000);
+  });
 });
 
 describe('requests that no client sends', () => {
@@ -278,7 +277,7 @@ describe('requests that no client sends', () => {
     );
     server.reset();
     expect(server.openFiles).toBe(1);
-  }, 60_000);
+  });
 
   it('cannot hold more of the host’s descriptors than they may, nor leave any behind', async () => {
     await server.close();

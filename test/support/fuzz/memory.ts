@@ -11,9 +11,19 @@ export const RAM = [
 ] as const;
 export const RAM_END = RAM[1].gpa + RAM[1].sizeBytes;
 
+/** Guest memory that counts how often anybody looks into it. */
+export class CountedMemory extends GuestMemory {
+  static views = 0;
+
+  override tryView(gpa: number, length: number): Uint8Array | undefined {
+    CountedMemory.views++;
+    return super.tryView(gpa, length);
+  }
+}
+
 /** Guest memory between guards: all of one ArrayBuffer, so that a device's arithmetic could reach beyond. */
 export class GuardedMemory {
-  readonly memory = new GuestMemory();
+  readonly memory = new CountedMemory();
   readonly #all: Uint8Array;
   readonly #guards: Uint8Array[] = [];
   readonly #ram: Uint8Array[] = [];
