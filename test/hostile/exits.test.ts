@@ -7,6 +7,7 @@ import { InlineRunLoop } from '../../dist/loop/inline-run-loop.js';
 import { createGuest, MMIO_HOLE, runToEnd } from '../support/guests.js';
 import { describeKvm, emulatesKernelMode } from '../support/kvm.js';
 
+const HANG_MS = 30_000;
 const DEBUG_EXIT = 0xf4;
 /** Where the guest stores what it read: 64 KiB of its own, so that DI wraps inside it. */
 const BUFFER_SEGMENT = 0x2000;
@@ -82,7 +83,7 @@ async function serve(vcpu: Vcpu, ports = new Bus('port'), mmio = new Bus('mmio')
     loop.stop();
   };
   ports.register({ name: 'debug-exit', read: () => 0xff, write, reset() {} }, DEBUG_EXIT, 1);
-  const timer = setTimeout(() => loop.stop(), 20_000);
+  const timer = setTimeout(() => loop.stop(), HANG_MS);
   const fatal = await loop.run();
   clearTimeout(timer);
   return fatal ? fatal.exit.reason : ended;
@@ -123,25 +124,25 @@ describeKvm('hostile guests', () => {
 
   it('that fault three times over come back as shutdown, and other VMs go on', () => {
     using other = createGuest('pio-loop', { regs: { rcx: 3n, rdx: 0x80n } });
-    expect(other.vcpu.run(1000).reason).toBe('io');
+    expect(other.vcpu.run(HANG_MS).reason).toBe('io');
     using guest = createGuest('triple-fault');
-    expect(guest.vcpu.run(1000).reason).toBe('shutdown');
+    expect(guest.vcpu.run(HANG_MS).reason).toBe('shutdown');
     expect(guest.vcpu.getRegs()).toHaveProperty('rip');
-    expect(runToEnd(other.vcpu)).toMatchObject({ status: 0 });
+    expect(runToEnd(other.vcpu, { timeoutMs: HANG_MS })).toMatchObject({ status: 0 });
   });
 
   it('that execute what KVM cannot emulate come back with registers and the instruction’s bytes, and other VMs go on', (ctx) => {
     if (!emulatesKernelMode()) ctx.skip('this KVM runs every instruction natively');
     using other = createGuest('hello');
     using guest = createGuest('unemulated');
-    const exit = guest.vcpu.run(1000);
+    const exit = guest.vcpu.run(HANG_MS);
     expect(exit).toMatchObject({ reason: 'internal_error', suberrorName: 'EMULATION' });
     const { rip } = guest.vcpu.getRegs();
     const code = guest.vm.memory.read(Number(rip), 4);
     expect([...code]).toEqual([0xf3, 0x0f, 0xb8, 0xc0]); // popcnt %ax, %ax
     // data: a word of flags, then one with the length in its lowest byte and the instruction's bytes above it.
     expect(exit.reason === 'internal_error' && exit.data.length).toBeGreaterThanOrEqual(3);
-    expect(runToEnd(other.vcpu)).toMatchObject({ text: 'Test OK\n' });
+    expect(runToEnd(other.vcpu, { timeoutMs: HANG_MS })).toMatchObject({ text: 'Test OK\n' });
   });
 
   it('whose state the processor refuses come back as fail_entry or internal_error, or are refused before', (ctx) => {
@@ -155,7 +156,7 @@ describeKvm('hostile guests', () => {
     try {
       guest.vcpu.setSregs(sregs);
       guest.vcpu.setRegs({ ...guest.vcpu.getRegs(), rflags: 0x2_0002n });
-      reason = guest.vcpu.run(1000).reason;
+      reason = guest.vcpu.run(HANG_MS).reason;
     } catch (error) {
       expect(error).toMatchObject({ name: 'VmmError', code: 'IOCTL' });
       reason = 'refused';
@@ -182,6 +183,6 @@ describeKvm('hostile guests', () => {
       { numRuns: 200 },
     );
     using after = createGuest('hello');
-    expect(runToEnd(after.vcpu)).toMatchObject({ text: 'Test OK\n' });
+    expect(runToEnd(after.vcpu, { timeoutMs: HANG_MS })).toMatchObject({ text: 'Test OK\n' });
   });
 });
