@@ -1,7 +1,7 @@
 /** Workers that end, in any way, while calls on files are under way in libuv's thread pool. */
 import { once } from 'node:events';
 import { Worker } from 'node:worker_threads';
-import { census, report, settle } from './census.js';
+import { compare, report } from './census.js';
 
 const ADDON = new URL('../../../dist/native/addon.js', import.meta.url).href;
 const CODE = `
@@ -12,19 +12,21 @@ const CODE = `
     const dir = fs.openSync('/', O_PATH | fs.constants.O_DIRECTORY);
     const name = Buffer.from('proc');
     const missing = Buffer.from('no such name');
+    let calls = 0;
     const one = async (i) => {
       for (;;) {
+        if (++calls === 100) end();
         await addon().openAt(dir, missing, O_PATH, 0).catch(() => {});
         const [fd] = await addon().openAt(dir, name, O_PATH, 0);
         if (i > 0) await addon().closeInode(fd); // and one that opens and opens
       }
     };
-    for (let i = 0; i < 20; i++) void one(i);
-    setTimeout(() => {
+    const end = () => setImmediate(() => {
       parentPort.postMessage('busy');
       if (workerData === 'exit') process.exit(0);
       if (workerData === 'throw') throw new Error('deliberate');
-    }, 20);
+    });
+    for (let i = 0; i < 20; i++) void one(i);
   });`;
 
 async function end(how: string): Promise<void> {
@@ -38,8 +40,7 @@ async function end(how: string): Promise<void> {
 
 const count = Number(process.argv[2]);
 await end('terminate');
-await settle();
-const before = census();
-for (let i = 0; i < count; i++) await end(['terminate', 'exit', 'throw'][i % 3]);
-await settle();
-report({ before, after: census() });
+const comparison = await compare(async () => {
+  for (let i = 0; i < count; i++) await end(['terminate', 'exit', 'throw'][i % 3]);
+});
+report(comparison);

@@ -1,5 +1,5 @@
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
-import { createGuest, runToEnd } from '../../support/guests.js';
+import { createGuest, HANG_MS, runToEnd } from '../../support/guests.js';
 
 /** What this process holds. */
 export interface Census {
@@ -8,6 +8,11 @@ export interface Census {
   rssBytes: number;
   /** Mappings of guest memory and kvm_run. */
   mappings: number;
+}
+
+export interface Comparison {
+  before: Census;
+  after: Census;
 }
 
 export function census(): Census {
@@ -26,12 +31,36 @@ export function census(): Census {
   };
 }
 
-/** Waits until garbage collection and the event loop have done what they had to. */
-export async function settle(): Promise<void> {
-  for (let i = 0; i < 5; i++) {
+/** What was not there before, a line each. */
+export function leftBehind({ before, after }: Comparison): string[] {
+  const known = [...before.fds];
+  const left = after.fds.filter((fd) => {
+    const at = known.indexOf(fd);
+    if (at >= 0) known.splice(at, 1);
+    return at < 0;
+  });
+  if (after.threads > before.threads) left.push(`${after.threads - before.threads} threads`);
+  if (after.mappings > 0) left.push(`${after.mappings} mappings`);
+  return left;
+}
+
+/** Collects garbage, with the turns of the event loop that its finalizers need, until `isDone`; not for ever. */
+export async function settle(isDone: () => boolean = () => true): Promise<void> {
+  const MIN_ROUNDS = 5;
+  const deadline = performance.now() + HANG_MS;
+  for (let round = 0; round < MIN_ROUNDS || (!isDone() && performance.now() < deadline); round++) {
     globalThis.gc!();
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
+}
+
+/** What there is now, compared with what `use` leaves behind when it has had the time to go. */
+export async function compare(use: () => Promise<void>): Promise<Comparison> {
+  await settle(() => census().mappings === 0);
+  const before = census();
+  await use();
+  await settle(() => leftBehind({ before, after: census() }).length === 0);
+  return { before, after: census() };
 }
 
 /** One VM from creation to the end of its guest; closing it is the caller's. */

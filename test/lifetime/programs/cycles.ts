@@ -1,5 +1,5 @@
-/** 1,000 VMs, one after another: `close` or, for `gc`, left to garbage collection. */
-import { census, report, settle, useGuest } from './census.js';
+/** VMs, one after another: `close` or, for `gc`, left to garbage collection. */
+import { compare, report, settle, useGuest } from './census.js';
 
 const [mode, count] = [process.argv[2], Number(process.argv[3])];
 async function cycles(n: number): Promise<void> {
@@ -10,8 +10,4 @@ async function cycles(n: number): Promise<void> {
   }
 }
 await cycles(100); // warms up allocators and the compiler
-await settle();
-const before = census();
-await cycles(count);
-await settle();
-report({ before, after: census() });
+report(await compare(() => cycles(count)));

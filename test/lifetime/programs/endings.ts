@@ -2,7 +2,7 @@
 import { EventFd, GuestRam, Kvm } from 'vmexit/kvm';
 import { createGuest, runToEnd } from '../../support/guests.js';
 import { runWorker } from '../../support/workers.js';
-import { census, report, settle, useGuest } from './census.js';
+import { census, compare, report, settle, useGuest } from './census.js';
 
 const SPIN = Uint8Array.of(0xeb, 0xfe);
 const OPEN_VM = `
@@ -24,18 +24,16 @@ const OPEN_VM = `
 
 /** Runs workers that end in some way, and reports what is left of them. */
 async function workers(ending: string): Promise<void> {
-  const end = async () => {
-    const code = await runWorker(OPEN_VM + ending).done.catch((error: Error) => error.message);
-    return code;
-  };
+  const end = () => runWorker(OPEN_VM + ending).done.catch((error: Error) => error.message);
   await end();
-  await settle();
-  const before = census();
-  const codes = [];
-  for (let i = 0; i < 10; i++) codes.push(await end());
-  await settle();
-  report({ before, after: census(), codes: [...new Set(codes)] });
+  const codes = new Set<number | string>();
+  const comparison = await compare(async () => {
+    for (let i = 0; i < 10; i++) codes.add(await end());
+  });
+  report({ ...comparison, codes: [...codes] });
 }
+
+const hasNoMappings = () => census().mappings === 0;
 
 const ENDINGS: Record<string, () => void | Promise<void>> = {
   'worker-exit': () => workers(`process.exit(3);`),
@@ -100,8 +98,8 @@ const ENDINGS: Record<string, () => void | Promise<void>> = {
     views[0][0xffff] = 1;
     const held = census().mappings;
     views.length = 0;
-    await settle();
-    report({ ok: held === 1 && census().mappings === 0, held, left: census() });
+    await settle(hasNoMappings);
+    report({ ok: held === 1 && hasNoMappings(), held, left: census() });
   },
   async 'attached-then-closed'() {
     const ram = GuestRam.create(0, 1 << 20);
@@ -116,15 +114,15 @@ const ENDINGS: Record<string, () => void | Promise<void>> = {
     ram.close();
     await worker.next();
     await worker.done;
-    await settle();
-    report({ ok: census().mappings === 0 });
+    await settle(hasNoMappings);
+    report({ ok: hasNoMappings() });
   },
   async 'attached-then-collected'() {
     const ram = GuestRam.create(0, 1 << 20);
     for (let i = 0; i < 100; i++) GuestRam.attach(ram.token, 0);
     ram.close(); // asks each to let go, which some are collected before they do
-    await settle();
-    report({ ok: census().mappings === 0 });
+    await settle(hasNoMappings);
+    report({ ok: hasNoMappings() });
   },
   'attached-left-open'() {
     const ram = GuestRam.create(0, 1 << 20);
@@ -136,8 +134,8 @@ const ENDINGS: Record<string, () => void | Promise<void>> = {
       Array.from({ length: 8 }, () => runWorker(`${OPEN_VM} vm.close(); eventFd.close(); kvm.close();`).done),
     );
     useGuest()[Symbol.dispose]();
-    await settle();
-    report({ ok: ends.every((code) => code === 0) && census().mappings === 0 });
+    await settle(hasNoMappings);
+    report({ ok: ends.every((code) => code === 0) && hasNoMappings() });
   },
 };
 
