@@ -14,11 +14,17 @@ import { runNested } from '../support/nested.js';
 
 const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 
+/** A variable of the firmware's, which keeps it in the machine's flash memory. */
+const VARIABLE = '/sys/firmware/efi/efivars/Kept-5a7e5a6e-4f1c-4b5b-9d0b-0d6f6e1f2a3b';
+const LOOK = `mount -t efivarfs efivarfs /sys/firmware/efi/efivars; echo "kept: <$(tail -c +5 ${VARIABLE} 2>/dev/null)>"`;
+
 let directory: string;
 let temporary: string;
-/** One that does, line by line, what it is told, and one that ends with status 9. */
+/** Does, line by line, what it is told. */
 let disk: string;
+/** Looks for the variable. */
 let brief: string;
+/** With another kernel, for the nested host. */
 let generic: string;
 
 beforeAll(async () => {
@@ -27,7 +33,7 @@ beforeAll(async () => {
   directory = await mkdtemp(join(tmpdir(), 'vmexit-test-'));
   await mkdir((temporary = join(directory, 'tmp')));
   disk = await makeGrubDisk(join(directory, 'disk'), 'while read -r line; do eval "$line"; done');
-  const raw = await makeGrubDisk(join(directory, 'brief'), 'exit 9');
+  const raw = await makeGrubDisk(join(directory, 'brief'), `${LOOK}; exit 9`);
   generic = await makeGrubDisk(join(directory, 'generic'), 'exit 9', 'generic'); // it has /dev/port: docs/nested.md
   brief = join(directory, 'brief.qcow2');
   await execa('qemu-img', ['convert', '-O', 'qcow2', raw, brief]);
@@ -45,7 +51,7 @@ async function boot(options: MicroVMOptions) {
   await vm.start();
   return {
     vm,
-    said: (words: string) => expect.poll(() => text, { timeout: 120_000, interval: 50 }).toContain(words),
+    said: (words: string) => expect.poll(() => text, { timeout: 300_000, interval: 50 }).toContain(words),
     forget: () => void (text = ''),
     tell: (line: string) => void vm.console.write(`${line}\n`),
     [Symbol.asyncDispose]: () => vm.close(),
@@ -54,42 +60,35 @@ async function boot(options: MicroVMOptions) {
 
 describe('a disk with GRUB', () => {
   it.each([
-    ['q35', 'seabios', 'Standard PC (Q35 + ICH9, 2009), BIOS'],
-    ['q35', 'ovmf', 'Standard PC (Q35 + ICH9, 2009), EFI'],
-    ['pc', 'seabios', 'Standard PC (i440FX + PIIX, 1996), BIOS'],
-  ] as const)('boots on a %s by %s', async (machine, firmware, board) => {
-    await using guest = await boot({ machine, firmware, drives: [{ path: disk }] });
-    await guest.said(`GRUB on ${firmware === 'ovmf' ? 'efi' : 'pc'}`);
+    ['q35', 'Standard PC (Q35 + ICH9, 2009), BIOS'],
+    ['pc', 'Standard PC (i440FX + PIIX, 1996), BIOS'],
+  ] as const)('boots on a %s by SeaBIOS', async (machine, board) => {
+    await using guest = await boot({ machine, firmware: 'seabios', drives: [{ path: disk }] });
+    await guest.said('GRUB on pc');
     await guest.said(`${MARKER}: ${board}\n`);
     guest.tell('exit 9');
     expect(await guest.vm.exited).toEqual({ reason: 'shutdown', debugExit: 9 });
   });
 
-  it('finds what it told OVMF after a reset, and not on another machine', async () => {
-    const variable = '/sys/firmware/efi/efivars/Kept-5a7e5a6e-4f1c-4b5b-9d0b-0d6f6e1f2a3b';
-    const look = `mount -t efivarfs efivarfs /sys/firmware/efi/efivars; echo "kept: <$(tail -c +5 ${variable} 2>/dev/null)>"`;
-    const options: MicroVMOptions = { machine: 'q35', firmware: 'ovmf', drives: [{ path: disk }] };
-    await using guest = await boot(options);
-    await guest.said(MARKER);
-    guest.tell(look);
+  it('boots on a q35 by OVMF, and finds what it told that after a reset', async () => {
+    await using guest = await boot({ machine: 'q35', firmware: 'ovmf', drives: [{ path: disk }] });
+    await guest.said('GRUB on efi');
+    await guest.said(`${MARKER}: Standard PC (Q35 + ICH9, 2009), EFI\n`);
+    guest.tell(LOOK);
     await guest.said('kept: <>');
     // Attributes first: non-volatile, for the boot services and for the system (UEFI 2.10, 8.2).
-    guest.tell(`printf '\\007\\000\\000\\000here' >${variable} && echo written`);
+    guest.tell(`printf '\\007\\000\\000\\000here' >${VARIABLE} && echo written`);
     await guest.said('written');
     guest.forget();
     await guest.vm.reset();
     await guest.said(MARKER);
-    guest.tell(look);
+    guest.tell(LOOK);
     await guest.said('kept: <here>');
-    await guest.vm.close();
-
-    await using other = await boot(options);
-    await other.said(MARKER);
-    other.tell(look);
-    await other.said('kept: <>');
+    guest.tell('exit 9');
+    expect(await guest.vm.exited).toEqual({ reason: 'shutdown', debugExit: 9 });
   });
 
-  it('is booted by the command line, in qcow2, which leaves nothing behind', async () => {
+  it('is booted by the command line, in qcow2, finds nothing of another machine and leaves nothing behind', async () => {
     const args = ['run', '--machine', 'q35', '--firmware', 'ovmf', '--accel', 'tcg', '--drive', brief];
     const env = { TMPDIR: temporary };
     const { stdout, exitCode } = await execa(process.execPath, [MAIN, ...args], {
@@ -97,7 +96,7 @@ describe('a disk with GRUB', () => {
       stdin: 'ignore',
       env,
     });
-    expect(stdout).toContain(`${MARKER}: Standard PC (Q35 + ICH9, 2009), EFI`);
+    expect(stdout).toContain(`${MARKER}: Standard PC (Q35 + ICH9, 2009), EFI\nkept: <>`);
     expect(exitCode).toBe(9);
     expect(await readdir(temporary)).toEqual([]);
   });
@@ -139,7 +138,7 @@ describe('KVM in the hands of QEMU', () => {
     expect(JSON.parse(stderr)).toMatchObject({ accel: 'kvm', accelReason: expect.stringContaining('QEMU') as string });
   });
 
-  it('runs a COMMAND there, and is called sound by vmexit doctor', async () => {
+  it('runs a COMMAND there', async () => {
     const script = 'cat /sys/class/dmi/id/product_name; exit 7';
     const { vmlinuzPath } = await findKernel({ flavour: 'generic' }); // it has /dev/port: docs/nested.md
     const args = ['--accel', 'kvm', '--machine', 'pc', '--kernel', vmlinuzPath, '--', 'sh', '-c', script];
@@ -149,7 +148,5 @@ describe('KVM in the hands of QEMU', () => {
       stdout: 'Standard PC (i440FX + PIIX, 1996)\n',
       exitCode: 7,
     });
-    const { verdicts } = JSON.parse((await nested('doctor', '--json')).stdout) as { verdicts: unknown };
-    expect(verdicts).toMatchObject({ qemuKvm: { usable: true } });
   });
 });
