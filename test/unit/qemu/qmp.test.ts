@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { Duplex } from 'node:stream';
-import { setTimeout as sleep } from 'node:timers/promises';
+import { setImmediate as turn } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { QemuProcess } from '../../../src/backends/qemu/process.js';
 import { findProgram } from '../../../src/backends/qemu/supervised.js';
@@ -115,7 +115,7 @@ describe('QmpClient', () => {
   it('does not take an event with the name of one of its own for it', async () => {
     const { qmp, peer } = await talk((command, id) => `{"return": "${command}", "id": ${id}}\n`);
     peer.write('{"event": "close", "data": {}}\n{"event": "error", "data": {}}\n');
-    await sleep(10);
+    await turn();
     expect(await qmp.executeAny('alive')).toBe('alive');
   });
 });
@@ -206,8 +206,7 @@ describe.skipIf(noQemu)('starting QEMU', () => {
     expect(alive(pid)).toBe(true);
     parent.kill('SIGKILL');
     await once(parent, 'exit');
-    for (let i = 0; i < 100 && alive(pid); i++) await sleep(20);
-    expect(alive(pid)).toBe(false);
+    await expect.poll(() => alive(pid)).toBe(false);
   });
 });
 
