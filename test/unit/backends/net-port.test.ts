@@ -1,4 +1,4 @@
-import { setTimeout as sleep } from 'node:timers/promises';
+import { setImmediate as turn } from 'node:timers/promises';
 import { afterEach, describe, expect, it } from 'vitest';
 import { PortNetwork } from '../../../src/backends/net/port.js';
 import type { VmmError } from '../../../src/errors.js';
@@ -16,6 +16,11 @@ afterEach(async () => {
 });
 
 const frame = (seed: number, bytes = 64) => Buffer.alloc(bytes, seed);
+
+/** Lets port, device and guest do what they have to. */
+const settle = async () => {
+  for (let i = 0; i < 10; i++) await turn();
+};
 
 describe('a network port', () => {
   it('hands the frames of the guest to the program, and the frames of the program to the guest', async () => {
@@ -36,7 +41,7 @@ describe('a network port', () => {
     const [a, b] = [new NetGuest(left), new NetGuest(right)];
     for (let i = 0; i < 300; i++) {
       const bytes = 60 + ((i * 37) % 1400);
-      while (!a.send(frame(i, bytes))) await sleep(1);
+      while (!a.send(frame(i, bytes))) await turn();
       expect((await b.next(() => true)).frame).toEqual(frame(i, bytes));
     }
     b.send(frame(9));
@@ -64,13 +69,13 @@ describe('a network port', () => {
     const guest = new NetGuest(network);
     let sent = 0;
     while (guest.send(frame(sent))) sent++;
-    await sleep(10);
+    await settle();
     while (guest.send(frame(sent))) sent++;
     // What the stream buffers, and what the guest has buffers for.
     expect(sent).toBe(256 + 64);
     const received: Buffer[] = [];
     network.stream.on('data', (chunk: Buffer) => received.push(chunk));
-    for (let i = 0; i < 500 && received.length < sent; i++) await sleep(2);
+    await expect.poll(() => received.length).toBe(sent);
     expect(received).toEqual(Array.from({ length: sent }, (_, i) => frame(i)));
     expect(guest.send(frame(0))).toBe(true);
   });
@@ -81,7 +86,7 @@ describe('a network port', () => {
     await guest.device.quiesce();
     let written = 0;
     for (let i = 0; i < 4; i++) network.stream.write(frame(i), () => written++);
-    await sleep(10);
+    await settle();
     expect(written).toBeLessThan(4);
     guest.device.resume();
     for (let i = 0; i < 4; i++) expect((await guest.next(() => true)).frame).toEqual(frame(i));
@@ -104,7 +109,7 @@ describe('a network port', () => {
     const guests = [first, second].map((network) => new NetGuest(network, { onBackendFailure }));
     first.stream.destroy();
     await second.close();
-    await sleep(5);
+    await settle();
     expect([failures, guests.map(({ device }) => device.linkUp)]).toEqual([['CLOSED'], [false, true]]);
     expect(guests[0].send(frame(1)) && guests[1].send(frame(1))).toBe(true);
     expect(guests.map(({ device }) => device.counters.transmitted.dropped)).toEqual([
@@ -117,7 +122,7 @@ describe('a network port', () => {
     const network = port({ offloads: ['checksum'] });
     const guest = new NetGuest(network);
     network.stream.write(new Uint8Array(5));
-    await sleep(5);
+    await settle();
     expect(guest.device.counters.received.dropped).toEqual({ 'bad header': 1 });
   });
 });
