@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 
-const PACKAGE = fileURLToPath(new URL('../../../dist/kvm/index.js', import.meta.url));
+const PACKAGE = fileURLToPath(new URL('../../../src/kvm/index.ts', import.meta.url));
 
 describe('the native addon', () => {
   it('is missed with the paths that were tried and the command that builds it', () => {
@@ -10,7 +10,7 @@ describe('the native addon', () => {
       import { EventFd } from ${JSON.stringify(PACKAGE)};
       try { new EventFd(); } catch ({ code, message }) { console.log(JSON.stringify({ code, message })); }
     `;
-    const output = execFileSync(process.execPath, ['--input-type=module', '-e', program], {
+    const output = execFileSync(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', program], {
       env: { ...process.env, VMEXIT_ADDON_ROOT: '/no/such/folder' },
       encoding: 'utf8',
     });

@@ -194,11 +194,11 @@ describe.skipIf(noQemu)('starting QEMU', () => {
 
   it('ends with the process that started it, however that dies', async () => {
     const script = `
-      import { QemuProcess } from ${JSON.stringify(new URL('../../../dist/backends/qemu/process.js', import.meta.url).href)};
+      import { QemuProcess } from ${JSON.stringify(new URL('../../../src/backends/qemu/process.ts', import.meta.url).href)};
       const qemu = await QemuProcess.start({ program: 'qemu-system-x86_64', args: ['-M', 'none'] });
       console.log(qemu.pid);
       setInterval(() => {}, 1000);`;
-    const parent = spawn(process.execPath, ['--input-type=module', '-e', script], {
+    const parent = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', script], {
       stdio: ['ignore', 'pipe', 'inherit'],
     });
     const [line] = (await once(parent.stdout, 'data')) as [Buffer];
