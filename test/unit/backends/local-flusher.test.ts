@@ -1,4 +1,4 @@
-import { setTimeout as sleep } from 'node:timers/promises';
+import { setImmediate as turn } from 'node:timers/promises';
 import { expect, it } from 'vitest';
 import { Flusher } from '../../../src/backends/local/flusher.js';
 
@@ -22,17 +22,17 @@ it('runs one sync at a time, and those who ask meanwhile share the next', async 
   void flush('a');
   void flush('b');
   void flush('c');
-  await sleep(0);
+  await turn();
   expect(ends).toHaveLength(1);
   ends[0]();
-  await sleep(0);
+  await turn();
   expect([ends.length, done]).toEqual([2, ['a']]);
   void flush('d'); // the second may have begun before what d means was written
   ends[1]();
-  await sleep(0);
+  await turn();
   expect([ends.length, done]).toEqual([3, ['a', 'b', 'c']]);
   ends[2]();
-  await sleep(0);
+  await turn();
   expect(done).toEqual(['a', 'b', 'c', 'd']);
 });
 
@@ -42,7 +42,7 @@ it('never runs two, however calls fall between the end of one and the beginning 
   let syncs = 0;
   const flusher = new Flusher(async () => {
     most = Math.max(most, ++running);
-    await sleep(0);
+    await turn();
     running--;
     syncs++;
   });
@@ -63,10 +63,10 @@ it('stays failed: what the kernel lost once is lost, whatever it says later', as
   const { ends, done, flush } = controlled();
   void flush('a');
   void flush('b');
-  await sleep(0);
+  await turn();
   ends[0](new Error('EIO'));
-  await sleep(0);
+  await turn();
   void flush('c');
-  await sleep(0);
+  await turn();
   expect([ends.length, done]).toEqual([1, ['a: EIO', 'b: EIO', 'c: EIO']]);
 });
