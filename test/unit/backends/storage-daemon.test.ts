@@ -112,7 +112,7 @@ describe.skipIf(!isInstalled)('a disk served by qemu-storage-daemon', () => {
   afterEach(async () => {
     for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
     rmSync(folder, { recursive: true });
-    expect(openFds()).toBe(fdsBefore);
+    await expect.poll(openFds).toBe(fdsBefore);
   });
 
   const path = (name: string) => join(folder, name);

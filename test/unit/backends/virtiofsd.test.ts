@@ -39,7 +39,7 @@ describe.skipIf(!isInstalled || process.geteuid?.() !== 0)('a directory served b
   afterEach(async () => {
     for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
     rmSync(folder, { recursive: true });
-    expect(openFds()).toBe(fdsBefore);
+    await expect.poll(openFds).toBe(fdsBefore);
   });
 
   async function startDaemon({ readOnly = false } = {}): Promise<Virtiofsd> {

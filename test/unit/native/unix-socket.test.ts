@@ -25,10 +25,10 @@ describe('UnixSocket', () => {
     [a, b] = native(() => addon().socketPair()).map(adopt);
   });
 
-  afterEach(() => {
+  afterEach(async () => {
     a.close();
     b.close();
-    expect(openFds()).toBe(fdsBefore);
+    await expect.poll(openFds).toBe(fdsBefore);
   });
 
   it('carries bytes and descriptors, which are new ones of the same file', () => {
