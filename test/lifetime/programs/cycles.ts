@@ -1,7 +1,9 @@
 /** VMs, one after another: `close` or, for `gc`, left to garbage collection. */
-import { compare, report, settle, useGuest } from './census.js';
+import { compare, LEAK_BYTES, report, settle, useGuest } from './census.js';
 
 const [mode, count] = [process.argv[2], Number(process.argv[3])];
+const MOST_ROUNDS = 10;
+
 async function cycles(n: number): Promise<void> {
   for (let i = 0; i < n; i++) {
     const guest = useGuest();
@@ -9,5 +11,17 @@ async function cycles(n: number): Promise<void> {
     else if (i % 20 === 0) await settle();
   }
 }
-await cycles(100); // warms up allocators and the compiler
-report(await compare(() => cycles(count)));
+
+/** What a VM adds to resident memory. The process's heaps grow at first, too; a leak makes it grow in every round. */
+let bytesEach = Infinity;
+await cycles(1); // starts what the process keeps
+const comparison = await compare(async () => {
+  const each = count / 2;
+  for (let round = 0; round < 2 || (round < MOST_ROUNDS && bytesEach >= LEAK_BYTES); round++) {
+    const before = process.memoryUsage.rss();
+    await cycles(each);
+    await settle();
+    bytesEach = (process.memoryUsage.rss() - before) / each;
+  }
+});
+report({ ...comparison, bytesEach });
