@@ -269,7 +269,8 @@ describe('a frame of the guest', () => {
       await setImmediate();
     }
     expect(net.counters.transmitted.dropped).toEqual({ 'too long': QUEUE_SIZE });
-    expect(copies.mock.calls.length).toBe(0);
+    const ofGuest = copies.mock.calls.filter(([source]) => ArrayBuffer.isView(source) && source.buffer === low.buffer);
+    expect(ofGuest.length).toBe(0);
   });
 
   it('reaches the backend with a sound header only, whatever the guest wrote there', () => {
