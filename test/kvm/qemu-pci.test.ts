@@ -54,10 +54,11 @@ describeKvm('a PCI device of QEMU in a machine', () => {
     await expect.poll(async () => (await vm.stats()).accesses['nvme']).toBeGreaterThan(1000);
     expect(vm.state).toBe('running');
 
+    const printedAgain = once(vm.console, 'data');
     await vm.reset();
     const [second, ...more] = qemus();
     expect([second === first, more]).toEqual([false, []]);
-    await once(vm.console, 'data');
+    await printedAgain;
     process.kill(second, 'SIGKILL');
     expect(await vm.exited).toEqual({ reason: 'shutdown', debugExit: 0xff });
     await expect.poll(() => errors).toHaveLength(1);
