@@ -172,7 +172,7 @@ describe('a packet', () => {
   });
 });
 
-describe('100,000 connections', () => {
+describe('100,000 connections', { timeout: 600_000 }, () => {
   it('are refused beyond the cap, and cost nothing more', () => {
     start({ maxConnections: 100 });
     let resets = 0;

@@ -42,5 +42,5 @@ describe.skipIf(kernels.length === 0).each(kernels)('%s', (path) => {
     const release = /vmlinuz-(.*)/.exec(path)![1];
     const image = Buffer.from(memory.read(loaded.kernel.gpa, loaded.kernel.sizeBytes));
     expect(image.includes(`Linux version ${release}`)).toBe(true);
-  });
+  }, 300_000);
 });

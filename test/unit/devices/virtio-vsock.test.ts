@@ -252,7 +252,7 @@ describe('credit', () => {
     for (let i = 0; i < 256 * 1024; i++) guest.send({ op: OP.RW }, 'x');
     expect(liveArrayBufferBytes() - before).toBeLessThan(2 ** 20);
     expect(guest.device.counters).toMatchObject({ bytesFromGuest: 256 * 1024, faults: {} });
-  });
+  }, 300_000);
 });
 
 describe('a stream', () => {
