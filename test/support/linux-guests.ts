@@ -29,7 +29,7 @@ export type GuestStep = { when: string } & (
   | { act: 'killQemu'; like: string }
   | { act: 'powerButton' }
   | { act: 'reset' }
-  /** For a second; what the guest said meanwhile is `saidInPause`. */
+  /** Until the guest has been silent for a second, a minute at most; `saidInPause` is what it said in the last second. */
   | { act: 'pause' }
   /** Random bytes to a socket of the guest, and back: by the program's own stream, and by the Unix socket. */
   | { act: 'vsock'; port: number; bytes: number }
@@ -54,10 +54,12 @@ export interface GuestPlan {
   vsockEcho?: number;
   steps?: GuestStep[];
   /**
-   * An HTTP server of the nested host, on its loopback or at `address`, while the guest runs: `/large` is zeros, everything
-   * else the body.
+   * An HTTP server of the machine that the guest runs on, on its loopback or at `address`, as long as the guest runs:
+   * `/large` is zeros, everything else the body. The guest has its port in `$HTTP_PORT`, a free one by default.
    */
-  serve?: { address?: string; port: number; body: string; largeBytes?: number };
+  serve?: { address?: string; port?: number; body: string; largeBytes?: number };
+  /** Files of zeros by their lengths, made for each boot: a guest that is booted again finds nothing of the time before. */
+  blank?: Record<string, number>;
   /** Files to be hashed when the guest has ended. */
   hash?: string[];
   timeoutMs?: number;
@@ -71,6 +73,8 @@ export interface GuestReport {
   exit?: MachineExit;
   /** By the steps' names, and `end`. */
   stats: Record<string, MachineStats>;
+  /** Between which two times of one clock the numbers of a step are from. */
+  takenMs: Record<string, { afterMs: number; beforeMs: number }>;
   fetched: Record<string, string>;
   balloon: Record<string, BalloonStats>;
   /** SHA-256 of each file of `hash`. */
@@ -82,8 +86,10 @@ export interface GuestReport {
   /** What was reported of a killed drive or share. */
   died?: string;
   error?: string;
-  /** How its earlier runs ended, in the way that guests of the nested host do now and then. */
-  failures?: string[];
+  /** How its first boot ended, in the way that guests of the nested host do now and then. */
+  failure?: string;
+  /** From its first boot to the end of its last one. */
+  seconds: number;
 }
 
 /** A folder that this machine and the nested host both see; gone on disposal. */
@@ -103,8 +109,17 @@ export async function linuxGuest(
 }
 
 /**
+ * An address of the loopback network for a port of the host that is forwarded to a guest. No other test file that runs on
+ * this machine has the same, for it holds the process ID.
+ */
+export function ownLoopback(): string {
+  const { pid } = process;
+  return `127.${128 + (pid >> 16)}.${(pid >> 8) & 0xff}.${pid & 0xff}`;
+}
+
+/**
  * Boots guests one after another in one process: of the nested host, whose KVM runs them, or of this machine, by TCG. One
- * that the nested host's emulation spoilt is booted again, and that is said.
+ * that the nested host's emulation spoilt is booted once more, and that is said. So is how long each guest took.
  * @returns Their reports, by name.
  */
 export async function bootGuests(
@@ -120,9 +135,13 @@ export async function bootGuests(
       : await execa(command[0], command.slice(1), { input: stdin, timeout: timeoutMs, reject: false, cwd: PROJECT });
   if (exitCode !== 0) throw new Error(`boot.mjs ended with status ${exitCode}:\n${stderr}`);
   const reports = JSON.parse(stdout) as GuestReport[];
-  for (const { name, failures = [] } of reports) {
-    for (const failure of failures) console.log(`RAN AGAIN: the guest ${name}, which ended by: ${failure}`);
+  for (const { name, failure } of reports) {
+    // scripts/vitest.ts counts these lines.
+    if (failure !== undefined) console.log(`RAN AGAIN: the guest ${name}, which ended by: ${failure}`);
   }
+  console.log(
+    `guests under ${accel}: ${reports.map(({ name, seconds }) => `${name} ${seconds.toFixed(1)} s`).join(', ')}`,
+  );
   return Object.fromEntries(reports.map((report) => [report.name, report]));
 }
 

@@ -3,10 +3,11 @@
  * on stdin, writes an array of `GuestReport` to stdout.
  */
 import { once } from 'node:events';
-import { readdir, readFile, readlink } from 'node:fs/promises';
+import { readdir, readFile, readlink, writeFile } from 'node:fs/promises';
 import { createHash, randomBytes } from 'node:crypto';
 import { createServer } from 'node:http';
 import { connect } from 'node:net';
+import { performance } from 'node:perf_hooks';
 import { text } from 'node:stream/consumers';
 import process from 'node:process';
 import { clearTimeout, setTimeout } from 'node:timers';
@@ -16,8 +17,8 @@ import { MicroVM, serveDevice } from 'vmexit';
 
 const plans = JSON.parse(await text(process.stdin));
 const reports = [];
-/** How often a guest may be spoilt by the nested host's emulation: docs/nested.md, "Traps". */
-const MAY_FAIL = 2;
+/** Ends a wait for what should come by itself. */
+const PATIENCE_MS = 60_000;
 // A machine that is closed leaves a spare thread to the next.
 const first = plans.find(({ options }) => options.accel === 'kvm' && options.kernel)?.options;
 if (first) await (await MicroVM.create({ kernel: first.kernel, accel: 'kvm' })).close();
@@ -25,13 +26,14 @@ if (first) await (await MicroVM.create({ kernel: first.kernel, accel: 'kvm' })).
 const own = [...(await belongings()), '/dev/null', 'anon_inode:[eventpoll]', 'anon_inode:[eventfd]'];
 for (const plan of plans) {
   process.stderr.write(`booting: ${plan.name}\n`);
+  const startedMs = performance.now();
   let report = await runOnce(plan);
-  const failures = [];
-  while (plan.options.accel === 'kvm' && failures.length < MAY_FAIL && isFailureOfEmulation(report)) {
+  if (plan.options.accel === 'kvm' && isFailureOfEmulation(report)) {
     const { output, exit, error } = report;
-    failures.push(`${error ?? exit.crash?.cause ?? exit.reason}, after:\n${output}`);
-    report = { ...(await runOnce(plan)), failures };
+    const failure = `${error ?? exit.crash?.cause ?? exit.reason}, after:\n${output}`;
+    report = { ...(await runOnce(plan)), failure };
   }
+  report.seconds = (performance.now() - startedMs) / 1000;
   const left = await leftBeside(own);
   if (left.length > 0) report.error ??= `left behind: ${left.join(', ')}`;
   reports.push(report);
@@ -44,39 +46,54 @@ async function runOnce(plan) {
   return run(plan).catch((error) => ({ name: plan.name, output: '', error: String(error.stack) }));
 }
 
+/** The nested host's emulation spoils a guest now and then: docs/nested.md, "Traps". */
 function isFailureOfEmulation({ exit, error, output }) {
   const spoilt = /traps: PANIC|BUG: |general protection fault|Oops: /.test(output);
   return exit?.crash?.cause.includes('triple fault') || /^the guest ran for/.test(error ?? '') || spoilt;
 }
 
 async function run(plan) {
-  const { name, options, consoleSize, join, vsockEcho, backends = [], steps = [], serve, hash = [] } = plan;
+  const { name, consoleSize, join, vsockEcho, backends = [], steps = [], serve, blank = {}, hash = [] } = plan;
   const { timeoutMs = 240_000 } = plan;
+  const options = { ...plan.options };
+  for (const [path, bytes] of Object.entries(blank)) await writeFile(path, Buffer.alloc(bytes));
   const server =
     serve &&
     createServer((request, response) =>
       response.end(request.url === '/large' ? Buffer.alloc(serve.largeBytes) : serve.body),
     );
-  if (server) await new Promise((resolve) => server.listen(serve.port, serve.address ?? '127.0.0.1', resolve));
+  if (server) {
+    await new Promise((resolve) => server.listen(serve.port ?? 0, serve.address ?? '127.0.0.1', resolve));
+    // Linux puts what it does not know into the environment of init.
+    options.cmdline += ` HTTP_PORT=${server.address().port}`;
+  }
   const served = [];
   let vm;
   let timer;
   try {
     for (const backend of backends) served.push(await serveDevice(backend));
-    vm = await MicroVM.create({ accel: 'kvm', ...options });
+    vm = await MicroVM.create(options);
     const report = { name, output: '', stats: {}, fetched: {}, echoed: {}, deviceErrors: [], balloon: {}, hashes: {} };
+    report.takenMs = {};
     const acts = {
       drive: ({ drive, method, args = [] }) => vm.drives[drive][method](...args),
       killDrive: ({ drive }) => killAndRestart(vm.drives[drive], report),
       killShare: ({ share }) => killAndRestart(vm.shares[share], report),
-      stats: async (step) => (report.stats[step.as] = await vm.stats()),
+      stats: async ({ as }) => {
+        const afterMs = performance.now();
+        report.stats[as] = await vm.stats();
+        report.takenMs[as] = { afterMs, beforeMs: performance.now() };
+      },
       powerButton: () => vm.powerButton(),
+      // What was under way still comes. A guest that goes on talking never lets a second pass in silence.
       pause: async () => {
         await vm.pause();
-        await sleep(200); // what was under way
-        const { length } = report.output;
-        await sleep(1000);
-        report.saidInPause = report.output.slice(length);
+        await until(async () => {
+          const { length } = report.output;
+          await sleep(1000);
+          report.saidInPause = report.output.slice(length);
+          return report.saidInPause === '';
+        });
         await vm.resume();
       },
       reset: () => vm.reset(),
@@ -92,19 +109,11 @@ async function run(plan) {
       },
       stop: () => vm.stop(),
       balloon: (step) => vm.balloon.setTarget(step.target),
-      // When the balloon's numbers are as they should be, or after a minute whatever they are.
-      balloonStats: async (step) => {
-        for (let i = 0; i < 120; i++) {
-          const stats = await vm.balloon.stats();
-          report.balloon[step.as] = stats;
-          if (
-            stats.residentBytes <= (step.atMost ?? Infinity) &&
-            stats.actualBytes === (step.actual ?? stats.actualBytes)
-          )
-            break;
-          await sleep(500);
-        }
-      },
+      balloonStats: ({ as, atMost = Infinity, actual }) =>
+        until(async () => {
+          const stats = (report.balloon[as] = await vm.balloon.stats());
+          return stats.residentBytes <= atMost && (actual === undefined || stats.actualBytes === actual);
+        }),
       fetch: async (step) => (report.fetched[step.as] = await (await globalThis.fetch(step.url)).text()),
       type: (step) => vm.console.write(step.text),
       resizeConsole: ({ columns, rows }) => vm.resizeConsole({ columns, rows }),
@@ -172,6 +181,12 @@ async function run(plan) {
   }
 }
 
+/** Waits until something is so, or for a minute. */
+async function until(isSo) {
+  const endMs = performance.now() + PATIENCE_MS;
+  while (!(await isSo()) && performance.now() < endMs) await sleep(100);
+}
+
 async function killAndRestart(daemon, report) {
   const died = once(daemon, 'died');
   process.kill(daemon.pid, 'SIGKILL');
@@ -231,12 +246,13 @@ async function belongings() {
 
 /** What there is now beside a list of belongings, when what ends by itself, such as a connection of `fetch`, has ended. */
 async function leftBeside(own) {
-  for (let tries = 0; ; tries++) {
-    const left = await belongings();
+  let left;
+  await until(async () => {
+    left = await belongings();
     for (const what of own) if (left.includes(what)) left.splice(left.indexOf(what), 1);
-    if (left.length === 0 || tries === 100) return left;
-    await sleep(100);
-  }
+    return left.length === 0;
+  });
+  return left;
 }
 
 /** Processes that this one started, from whichever thread. */
