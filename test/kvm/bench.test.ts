@@ -17,7 +17,7 @@ describeKvm('vmexit bench', () => {
     execa(process.execPath, [join(DIST, 'cli/main.js'), 'bench', ...args], { cwd: directory, env, reject: false });
   const report = (name: string) => reportSchema.parse(JSON.parse(readFileSync(join(directory, name), 'utf8')));
 
-  it('measures paths beside C, and writes a report for people and one for programs', { timeout: 120_000 }, async () => {
+  it('measures paths beside C, and writes a report for people and one for programs', { timeout: 600_000 }, async () => {
     const paths = [
       'exits/pio-out',
       'exits/mmio-read',
@@ -60,7 +60,7 @@ describeKvm('vmexit bench', () => {
     }
   });
 
-  it("compares a Linux guest's work with the host's", { timeout: 240_000 }, async () => {
+  it("compares a Linux guest's work with the host's", { timeout: 600_000 }, async () => {
     const { stdout, exitCode } = await bench(['--quick', 'cpu/guest', '--json', 'cpu.json']);
     expect(exitCode).toBe(0);
     expect(stdout).toContain('× host');
@@ -74,7 +74,7 @@ describeKvm('vmexit bench', () => {
     }
   });
 
-  it('compares with an earlier run', { timeout: 60_000 }, async () => {
+  it('compares with an earlier run', { timeout: 600_000 }, async () => {
     const { stdout, exitCode } = await bench([
       ...['--quick', 'exits/pio-in', '--compare', 'report.json', '--json', 'second.json', '--html', 'second.html'],
     ]);
@@ -84,7 +84,7 @@ describeKvm('vmexit bench', () => {
     expect(readFileSync(join(directory, 'second.html'), 'utf8')).toContain('Compared with');
   });
 
-  it('does without a floor where there is no compiler, and says so', { timeout: 60_000 }, async () => {
+  it('does without a floor where there is no compiler, and says so', { timeout: 600_000 }, async () => {
     const env = { CC: 'no-such-compiler', XDG_CACHE_HOME: join(directory, 'cache') };
     const { stdout, exitCode } = await bench(['--quick', 'exits/pio-out'], env);
     expect(exitCode).toBe(0);
@@ -94,7 +94,7 @@ describeKvm('vmexit bench', () => {
     expect(notes).toHaveLength(1);
   });
 
-  it('runs one benchmark as a program of its own', { timeout: 60_000 }, async () => {
+  it('runs one benchmark as a program of its own', { timeout: 600_000 }, async () => {
     const { stdout } = await execa(process.execPath, [join(DIST, 'bench/exits/immediate-exit.js'), '--quick']);
     expect(stdout).toMatch(/^KVM_RUN with immediate_exit \(exits\/immediate-exit\)/);
     expect(stdout).toMatch(/by hand .*(ns|µs)/);

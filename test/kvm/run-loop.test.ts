@@ -75,7 +75,7 @@ describeKvm('the run loop of several vCPUs', () => {
   });
 
   it('lets the event loop turn when exits never cease', async () => {
-    const EXITS = 100_000;
+    const EXITS = 20_000;
     const MOST_A_TURN = 2 * 256; // after a wake-up, and once more among the turn's immediates
     using guest = createVcpus(4, WRITE_PORT);
     const ports = new Bus('port');
