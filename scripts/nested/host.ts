@@ -1,6 +1,6 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, readFile, realpath, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, open, readFile, realpath, rm, type FileHandle } from 'node:fs/promises';
 import { tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
@@ -20,7 +20,7 @@ export interface NestedHostOptions {
   memoryBytes?: number;
   /** Those that run programs. Default: 2. Each one is a busy thread of the outer machine. */
   cpus?: number;
-  /** Limit for the nested host to come up. Default: 180 s, ten times what it takes on a small machine. */
+  /** Limit for the nested host to come up. Default: 400 s, ten times what it takes on a busy small machine. */
   bootTimeoutMs?: number;
   onProgress?: OnProgress;
   signal?: AbortSignal;
@@ -68,10 +68,18 @@ export class NestedHost implements AsyncDisposable {
   /** Resolves when its QEMU has ended, for whatever reason. */
   readonly exited: Promise<unknown>;
   #stopped = false;
+  #said = Buffer.alloc(0);
   readonly #killQemu = () => void this.#qemu.kill('SIGKILL');
 
   /** Boots it: about 8 s on a small machine, after the first time. */
   static async start(options: NestedHostOptions = {}): Promise<NestedHost> {
+    const host = await NestedHost.launch(options);
+    await host.#boot(options);
+    return host;
+  }
+
+  /** Starts its QEMU, and does not wait until it is up: commands wait. */
+  static async launch(options: NestedHostOptions = {}): Promise<NestedHost> {
     const tools = {
       ...(options.onProgress && { onProgress: options.onProgress }),
       ...(options.signal && { signal: options.signal }),
@@ -81,25 +89,21 @@ export class NestedHost implements AsyncDisposable {
     // The cloud flavour has neither 9p nor KVM.
     const kernel = await findKernel({ flavour: 'generic', ...tools });
     options.onProgress?.(`booting the nested KVM host (Linux ${kernel.release}, TCG)`);
-    const initramfs = await buildInitramfs(kernel.modulesDir, busyboxPath);
+    await using initramfs = await unnamedFile(await buildInitramfs(kernel.modulesDir, busyboxPath));
     options.signal?.throwIfAborted();
-
-    const directory = await mkdtemp(join(tmpdir(), 'vmexit-nested-'));
-    const initramfsPath = join(directory, 'initramfs.cpio');
-    try {
-      await writeFile(initramfsPath, initramfs);
-      const host = new NestedHost(await launch(emulator, kernel.vmlinuzPath, initramfsPath, options));
-      await host.#boot(options);
-      return host;
-    } finally {
-      await rm(directory, { recursive: true, force: true });
-    }
+    return new NestedHost(await startQemu(emulator, kernel.vmlinuzPath, initramfs.fd, options));
   }
 
   private constructor(qemu: ChildProcess) {
     this.#qemu = qemu;
     this.exited = once(qemu, 'close').catch(() => undefined);
     this.client = new NestedClient(qemu.stdio[3] as Duplex);
+    for (const stream of [qemu.stdout, qemu.stderr]) {
+      stream!.on(
+        'data',
+        (chunk: Buffer) => (this.#said = Buffer.concat([this.#said, chunk]).subarray(-CONSOLE_TAIL_BYTES)),
+      );
+    }
     process.once('exit', this.#killQemu);
   }
 
@@ -123,15 +127,12 @@ export class NestedHost implements AsyncDisposable {
   }
 
   async #boot(options: NestedHostOptions): Promise<void> {
-    let said = Buffer.alloc(0);
-    for (const stream of [this.#qemu.stdout, this.#qemu.stderr]) {
-      stream!.on('data', (chunk: Buffer) => (said = Buffer.concat([said, chunk]).subarray(-CONSOLE_TAIL_BYTES)));
-    }
-    const limitMs = options.bootTimeoutMs ?? 180_000;
+    const limitMs = options.bootTimeoutMs ?? 400_000;
     const { promise: cut, reject } = withResolvers<never>();
     const timer = setTimeout(() => reject(new VmmError('TIMEOUT', `not up after ${limitMs} ms`)), limitMs);
     const onAbort = () => reject(new VmmError('ABORTED', 'aborted', { cause: options.signal?.reason }));
     options.signal?.addEventListener('abort', onAbort);
+    if (options.signal?.aborted) onAbort();
     try {
       await Promise.race([
         this.client.ready,
@@ -140,7 +141,7 @@ export class NestedHost implements AsyncDisposable {
       ]);
     } catch (error) {
       await this.stop();
-      const console = said.toString().trim();
+      const console = this.#said.toString().trim();
       const { code, message } =
         error instanceof VmmError ? error : { code: 'QEMU_FAILED' as const, message: String(error) };
       throw new VmmError(code, `the nested KVM host: ${message}${console ? `\n${console}` : ''}`, { cause: error });
@@ -150,15 +151,27 @@ export class NestedHost implements AsyncDisposable {
     }
     this.#qemu.once('close', (code, signal) => {
       if (!this.#stopped)
-        options.onProgress?.(`its QEMU ended (${signal ?? code}); its last words:\n${said.toString()}`);
+        options.onProgress?.(`its QEMU ended (${signal ?? code}); its last words:\n${this.#said.toString()}`);
     });
   }
 }
 
-async function launch(
+/** Writes a file that has no name: it goes with its last descriptor, whatever becomes of this process. */
+async function unnamedFile(bytes: Uint8Array): Promise<FileHandle> {
+  const directory = await mkdtemp(join(tmpdir(), 'vmexit-nested-'));
+  try {
+    const file = await open(join(directory, 'file'), 'wx+');
+    await file.writeFile(bytes);
+    return file;
+  } finally {
+    await rm(directory, { recursive: true, force: true });
+  }
+}
+
+async function startQemu(
   emulator: Emulator,
   kernelPath: string,
-  initramfsPath: string,
+  initramfsFd: number,
   options: NestedHostOptions,
 ): Promise<ChildProcess> {
   const memoryBytes = options.memoryBytes ?? Math.min(10 * GIB, Math.floor(totalmem() * 0.8));
@@ -167,18 +180,20 @@ async function launch(
     ...['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot'],
     ...['-machine', 'q35', '-accel', 'tcg,thread=multi', '-cpu', CPU, '-smp', String(1 + (options.cpus ?? 2))],
     ...['-m', `${Math.floor(memoryBytes / 2 ** 20)}M`],
-    ...['-kernel', kernelPath, '-initrd', initramfsPath, '-append', CMDLINE],
+    ...['-kernel', kernelPath, '-initrd', '/proc/self/fd/4', '-append', CMDLINE],
     ...['-chardev', 'stdio,id=console,signal=off', '-serial', 'chardev:console'],
     ...['-virtfs', 'local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap'],
     ...['-device', 'virtio-serial-pci', '-chardev', 'socket,id=agent,fd=3'],
     ...['-device', 'virtserialport,chardev=agent,name=vmexit.agent'],
   ];
-  // The kernel then ends QEMU whatever becomes of this process, SIGKILL included.
+  // The kernel then ends QEMU whatever becomes of this process, SIGKILL included. Where this process has died before setpriv
+  // asks for that, there is no QEMU.
   const setpriv = await findProgram('setpriv');
-  if (setpriv) args.unshift(setpriv, '--pdeathsig', 'KILL');
+  const onlyIfOurs = ['/bin/sh', '-c', '[ "$PPID" = "$0" ] && exec "$@"', String(process.pid)];
+  if (setpriv) args.unshift(setpriv, '--pdeathsig', 'KILL', ...onlyIfOurs);
   // detached: Ctrl-C in the terminal reaches this process only, and it decides.
   const env = { ...process.env, ...emulator.env };
-  return spawn(args[0], args.slice(1), { stdio: ['ignore', 'pipe', 'pipe', 'pipe'], detached: true, env });
+  return spawn(args[0], args.slice(1), { stdio: ['ignore', 'pipe', 'pipe', 'pipe', initramfsFd], detached: true, env });
 }
 
 async function buildInitramfs(modulesDir: string, busyboxPath: string): Promise<Uint8Array> {
