@@ -1,10 +1,12 @@
 import { createHash, randomBytes } from 'node:crypto';
+import { once } from 'node:events';
 import { existsSync } from 'node:fs';
-import { mkdtemp, rm, truncate, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, truncate, writeFile } from 'node:fs/promises';
+import { Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, it, onTestFinished, vi } from 'vitest';
 import { execa } from 'execa';
 import { guestSetup } from '../../src/cli/guest-setup.js';
 import { findBusybox } from '../../src/guest/busybox.js';
@@ -17,7 +19,7 @@ import type { MicroVMOptions } from '../../src/machine/options.js';
 import { QemuMachine } from '../../src/machine/qemu-machine.js';
 
 /** Longer than any step of a guest here, on a busy host. */
-const PATIENCE_MS = 60_000;
+const PATIENCE_MS = 300_000;
 
 let directory: string;
 let config: MachineConfig;
@@ -69,8 +71,7 @@ afterAll(() => rm(directory, { recursive: true, force: true }));
 async function initramfs(script: string): Promise<string> {
   const path = join(directory, `${randomBytes(4).toString('hex')}.cpio`);
   const command = ['sh', '-c', script];
-  const busyboxPath = await findBusybox();
-  await writeFile(path, await buildInitramfs({ busyboxPath, command, modules: ['pvpanic-mmio'], modulesDir }));
+  await writeFile(path, await buildInitramfs({ busyboxPath: await findBusybox(), command }));
   return path;
 }
 
@@ -110,119 +111,70 @@ async function boot(changes: Partial<MachineConfig> = {}) {
 }
 
 describe('a guest under TCG', () => {
-  it('hears its console, is heard on it, and ends with the status it writes to the debug-exit port', async () => {
-    const { machine, output, tell } = await boot();
-    tell('echo "<$((6 * 7))>"; nproc; exit 7');
-    expect(await machine.exited).toEqual({ reason: 'shutdown', debugExit: 7 });
-    expect(output.text).toContain('<42>\n1\n');
-    expect(machine.state).toBe('exited');
-  });
-
-  it('passes on all eight bits of its status', async () => {
-    const { machine, tell } = await boot();
-    tell('exit 200');
-    expect(await machine.exited).toEqual({ reason: 'shutdown', debugExit: 200 });
-  });
-
-  it('has the CPUs and the memory it was given', async () => {
+  it('has the CPUs and memory it was given, and its console, and ends with all eight bits of its status', async () => {
     const { machine, output, tell } = await boot({ cpus: 2, memoryBytes: 3 * 2 ** 30 });
-    tell(`echo "cpus=$(nproc) MiB=$(($(sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo) / 1024))"; exit 0`);
-    await machine.exited;
-    const [, cpus, mebibytes] = /cpus=(\d+) MiB=(\d+)/.exec(output.text)!;
+    const consoleEnded = once(machine.console, 'end');
+    tell(`echo "cpus=$(nproc) KiB=$(sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)"; exit 200`);
+    expect(await machine.exited).toEqual({ reason: 'shutdown', debugExit: 200 });
+    expect(machine.state).toBe('exited');
+    const [, cpus, kibibytes] = /cpus=(\d+) KiB=(\d+)\n$/.exec(output.text)!;
     expect(Number(cpus)).toBe(2);
-    expect(Number(mebibytes)).toBeGreaterThan(2_800);
-    expect(Number(mebibytes)).toBeLessThanOrEqual(3_072);
+    expect(Number(kibibytes) / 1024).toBeGreaterThan(2_800);
+    expect(Number(kibibytes) / 1024).toBeLessThanOrEqual(3_072);
+    await consoleEnded;
+    // Nobody is there any more to hear it, and nobody minds.
+    await new Promise((resolve) => machine.console.write('hello?\n', resolve));
   });
 
-  it('stays paused when it is reset in a pause', async () => {
+  it('stays paused when it is reset in a pause, while another one boots and halts; is stopped at once', async () => {
     const { machine, output } = await boot();
     await machine.pause();
     output.forget();
     await machine.reset();
-    await sleep(500);
+    const other = await boot();
+    other.tell('halt -f');
+    expect(await other.machine.exited).toEqual({ reason: 'halt' });
     expect(output.text).toBe('');
     await machine.resume();
     await output.until(/READY\n/);
-  });
-
-  it('is stopped at once', async () => {
-    const { machine } = await boot();
     await machine.stop();
     expect(await machine.exited).toEqual({ reason: 'stopped' });
     await machine.stop();
     expect(machine.state).toBe('exited');
   });
 
-  it('that halts ends for reason halt', async () => {
-    const { machine, tell } = await boot();
-    tell('halt -f');
-    expect(await machine.exited).toEqual({ reason: 'halt' });
-  });
-
-  it('that faults three times over crashes, with registers and code', async () => {
-    // Linux reboots by INT3 with an empty IDT, when it is told to.
-    const { machine, tell } = await boot({ cmdline: `${config.cmdline} reboot=t` });
-    tell('reboot -f');
-    const { reason, crash } = await machine.exited;
-    expect(reason).toBe('crash');
-    expect(crash!.cause).toBe('triple fault');
-    expect(crash!.registers['rip'] >> 63n).toBe(1n); // in the kernel's half
-    expect(crash!.registers['cs']).toBe(0x10n);
-    expect(crash!.code.length).toBe(16);
-    expect(crash!.disassembly[0]).toMatch(/^[0-9a-f]{16} {2}int3$/);
-  });
-
-  it('ends its console when it ends', async () => {
-    const { machine, tell } = await boot();
-    const ended = new Promise((resolve) => machine.console.once('end', resolve));
-    tell('exit 0');
-    await ended;
-    await machine.exited;
-    // Nobody is there any more to hear it, and nobody minds.
-    await new Promise((resolve) => machine.console.write('hello?\n', resolve));
-  });
-
   it('waits for a slow reader, who misses nothing', async () => {
-    const { machine } = await create();
+    const pause = vi.spyOn(Socket.prototype, 'pause');
+    onTestFinished(() => pause.mockRestore());
+    const { machine } = await create({ initrdPath: await initramfs('seq 1 180000 | cat; exit 0') });
     await machine.start();
-    const hash = createHash('md5');
-    let bytes = 0;
-    let told = false;
-    let head = '';
+    let text = '';
     for await (const chunk of machine.console as AsyncIterable<Buffer>) {
-      if (!told) {
-        head += chunk.toString('latin1');
-        if (!head.includes('READY\n')) continue;
-        told = true;
-        machine.console.write('seq 1 200000; exit 0\n');
-        continue;
-      }
-      bytes += chunk.length;
-      hash.update(chunk);
-      if (bytes % 7 === 0) await sleep(20);
+      text += chunk.toString('latin1');
+      // The reader goes on when so much is waiting for it that QEMU has to wait, too.
+      await expect.poll(() => pause.mock.calls.length, { timeout: PATIENCE_MS }).toBeGreaterThan(0);
     }
-    const expected = Array.from({ length: 200_000 }, (_, i) => `${i + 1}\n`).join('');
-    expect(bytes).toBe(expected.length);
-    expect(hash.digest('hex')).toBe(createHash('md5').update(expected).digest('hex'));
+    expect(text === Array.from({ length: 180_000 }, (_, i) => `${i + 1}\n`).join('')).toBe(true);
     expect((await machine.stats()).consoleDroppedBytes).toBe(0);
   });
 
   it('prints to the end when nobody reads, and what was lost is counted', async () => {
-    const { machine } = await create({ initrdPath: await initramfs('seq 1 200000; exit 9') });
+    const { machine } = await create({ initrdPath: await initramfs('seq 1 180000 | cat; exit 128') });
     await machine.start();
-    expect(await machine.exited).toEqual({ reason: 'shutdown', debugExit: 9 });
+    expect(await machine.exited).toEqual({ reason: 'shutdown', debugExit: 128 });
     const { consoleDroppedBytes } = await machine.stats();
     expect(consoleDroppedBytes).toBeGreaterThan(2 ** 19);
     let kept = '';
     for await (const chunk of machine.console as AsyncIterable<Buffer>) kept += chunk.toString('latin1');
     expect(kept.length).toBeLessThan(2 ** 20);
-    expect(kept).toMatch(/\n199999\n200000\n/); // the latest is kept
+    expect(kept).toMatch(/\n179999\n180000\n/); // the latest is kept
   });
 });
 
 describe('a QEMU that dies', () => {
   it('rejects `exited` with what killed it', async () => {
-    const { machine } = await boot();
+    const { machine } = await create();
+    await machine.start();
     process.kill(machine.pid!, 'SIGKILL');
     await expect(machine.exited).rejects.toMatchObject({
       code: 'QEMU_FAILED',
@@ -233,7 +185,8 @@ describe('a QEMU that dies', () => {
   });
 
   it('is no orderly shutdown when it was asked from outside', async () => {
-    const { machine } = await boot();
+    const { machine } = await create();
+    await machine.start();
     process.kill(machine.pid!, 'SIGTERM');
     await expect(machine.exited).rejects.toMatchObject({
       code: 'QEMU_FAILED',
@@ -315,12 +268,15 @@ describe('MicroVM under TCG', () => {
       rng: true,
     };
     await using vm = await MicroVM.create(options);
+    expect(vm.accel).toBe('tcg');
+    expect(vm.accelReason).toMatch(/asked for/);
     const locked = { ...options, drives: [{ path: raw }] };
     await expect(MicroVM.create(locked)).rejects.toMatchObject({ code: 'BUSY' });
     let text = '';
     vm.console.on('data', (bytes: Buffer) => (text += bytes.toString('latin1')));
     await vm.start();
     expect(await vm.exited).toEqual({ reason: 'shutdown', debugExit: 6 });
+    expect((await vm.stats()).memoryBytes).toBe(256 * 2 ** 20);
     const sum = createHash('sha256').update(content).digest('hex');
     expect(text).toContain(`${sum}  /dev/vda\nA1\n${sum}  /dev/vdb\n`);
     expect(text).toContain('52:54:00:12:34:56\n');
@@ -328,30 +284,11 @@ describe('MicroVM under TCG', () => {
     expect(text).toMatch(/virtio_rng\S*\n\/dev\/hvc0\n$/);
   });
 
-  it('runs the same options in QEMU and says why', async () => {
-    await using vm = await MicroVM.create({
-      kernel: config.kernelPath,
-      initrd: config.initrdPath,
-      cmdline: 'quiet',
-      accel: 'tcg',
-    });
-    expect(vm.accel).toBe('tcg');
-    expect(vm.accelReason).toMatch(/asked for/);
-    let text = '';
-    vm.console.on('data', (bytes: Buffer) => {
-      if (!text.includes('READY') && (text + bytes.toString()).includes('READY')) vm.console.write('exit 5\n');
-      text += bytes.toString();
-    });
-    await vm.start();
-    expect(await vm.exited).toEqual({ reason: 'shutdown', debugExit: 5 });
-    expect((await vm.stats()).memoryBytes).toBe(256 * 2 ** 20);
-  });
-
   it('refuses images that are none, before anything runs', async () => {
     const junk = join(directory, 'junk');
     await writeFile(junk, Buffer.alloc(8192, 0x5a));
     const cut = join(directory, 'cut');
-    await writeFile(cut, await import('node:fs/promises').then((fs) => fs.readFile(config.kernelPath!)));
+    await writeFile(cut, await readFile(config.kernelPath!));
     await truncate(cut, 100_000);
     const empty = join(directory, 'empty');
     await writeFile(empty, '');
