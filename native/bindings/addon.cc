@@ -32,6 +32,15 @@ void AddonData::Shutdown() {
   inodes.clear();
 }
 
+void AddonData::Retire(std::shared_ptr<AddressRange> range) {
+  if (range) retired_.push_back(std::move(range));
+  FreeRetired();
+}
+
+void AddonData::FreeRetired() {
+  if (!loop_.HasRequests()) retired_.clear();
+}
+
 Watch& AddonData::watch() {
   if (!watch_) watch_ = Kicker::Get().Add(loop_.backend_fd());
   return *watch_;
@@ -44,25 +53,92 @@ bool AddonData::CanRunJavaScript() {
   return napi_call_function(env_, receiver, no_op_.Value(), 0, nullptr, nullptr) == napi_ok;
 }
 
-ForeignBuffer::ForeignBuffer(Napi::Env env, std::shared_ptr<void> owner, void* data, size_t size)
-    : owner_(std::make_shared<std::shared_ptr<void>>(std::move(owner))) {
-  auto buffer = Napi::ArrayBuffer::New(
-      env, data, size, [](Napi::Env, void*, std::shared_ptr<std::shared_ptr<void>>* hint) { delete hint; },
-      new std::shared_ptr<std::shared_ptr<void>>(owner_));
-  buffer_ = Napi::Weak(buffer);
+// What a backing store keeps. LIFETIME: shared by the ForeignBuffer and the store's finalizer, which Node calls when
+// the store has gone, and at the end of the environment even where it has not.
+class ForeignBuffer::Store {
+ public:
+  Store(Napi::Env env, std::shared_ptr<void> owner, std::shared_ptr<AddressRange> range)
+      : env_(env), owner_(std::move(owner)), range_(std::move(range)) {}
+  ~Store() {
+    if (watches_end_) napi_remove_env_cleanup_hook(env_, AtEnd, this);
+  }
+  Store(const Store&) = delete;
+  Store& operator=(const Store&) = delete;
+
+  // Hooks run in reverse order: this one, the later, before the one that Node has for the ArrayBuffer.
+  void Watch(Napi::ArrayBuffer buffer) {
+    buffer_ = Napi::Weak(buffer);
+    watches_end_ = napi_add_env_cleanup_hook(env_, AtEnd, this) == napi_ok;
+  }
+
+  Napi::Value Get() {
+    if (buffer_.IsEmpty()) return env_.Undefined();
+    Napi::ArrayBuffer buffer = buffer_.Value();
+    return buffer.IsEmpty() ? env_.Undefined() : Napi::Value(buffer);
+  }
+
+  void Detach() {
+    Napi::HandleScope scope(env_);
+    if (!MayHaveMoved() && !is_settled_) {
+      had_requests_ = AddonData::Of(env_).loop().HasRequests();
+      Get().As<Napi::ArrayBuffer>().Detach();
+      is_settled_ = true;
+    }
+    owner_.reset();
+  }
+
+  void Gone() {
+    is_settled_ = true;
+    owner_.reset();
+    if (had_requests_) AddonData::Of(env_).Retire(std::move(range_));
+    range_.reset();
+  }
+
+ private:
+  // Somebody has transferred the ArrayBuffer, or it was collected, perhaps after that.
+  bool MayHaveMoved() {
+    if (is_settled_) return false;
+    Napi::Value buffer = Get();
+    return buffer.IsUndefined() || buffer.As<Napi::ArrayBuffer>().IsDetached();
+  }
+
+  // A store that has moved may be another thread's by now, which outlives this environment. Calls of this environment
+  // that were under way have ended.
+  static void AtEnd(void* self) {
+    auto* store = static_cast<Store*>(self);
+    Napi::HandleScope scope(store->env_);
+    if (store->MayHaveMoved()) store->range_->Keep();
+  }
+
+  Napi::Env env_;
+  std::shared_ptr<void> owner_;
+  std::shared_ptr<AddressRange> range_;
+  Napi::Reference<Napi::ArrayBuffer> buffer_;
+  // When it was detached, of this environment's loop.
+  bool had_requests_ = false;
+  // Detached by us, or gone: nobody else can get hold of the store any more.
+  bool is_settled_ = false;
+  bool watches_end_ = false;
+};
+
+ForeignBuffer::ForeignBuffer(Napi::Env env, std::shared_ptr<void> owner, std::shared_ptr<AddressRange> range,
+                             size_t offset, size_t size) {
+  AddonData::Of(env).FreeRetired();
+  uint8_t* data = range->data() + offset;
+  store_ = std::make_shared<Store>(env, std::move(owner), std::move(range));
+  store_->Watch(Napi::ArrayBuffer::New(
+      env, data, size,
+      [](Napi::Env, void*, std::shared_ptr<Store>* store) {
+        (*store)->Gone();
+        delete store;
+      },
+      new std::shared_ptr<Store>(store_)));
 }
 
-Napi::Value ForeignBuffer::Get(Napi::Env env) {
-  if (buffer_.IsEmpty()) return env.Undefined();
-  Napi::ArrayBuffer buffer = buffer_.Value();
-  return buffer.IsEmpty() ? env.Undefined() : Napi::Value(buffer);
-}
+Napi::Value ForeignBuffer::Get(Napi::Env env) { return store_ ? store_->Get() : env.Undefined(); }
 
-void ForeignBuffer::Detach(Napi::Env env) {
-  Napi::HandleScope scope(env);
-  Napi::Value buffer = Get(env);
-  if (buffer.IsArrayBuffer() && !buffer.As<Napi::ArrayBuffer>().IsDetached()) buffer.As<Napi::ArrayBuffer>().Detach();
-  if (owner_) owner_->reset();
+void ForeignBuffer::Detach(Napi::Env) {
+  if (store_) store_->Detach();
 }
 
 // kick(token): whether there is such a vCPU.

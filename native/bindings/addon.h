@@ -5,7 +5,9 @@
 
 #include <memory>
 #include <set>
+#include <vector>
 
+#include "kvm/address_range.h"
 #include "threads/kicker.h"
 #include "threads/uv_loop.h"
 
@@ -27,17 +29,22 @@ class AddonData {
   // The environment has ended: what is kept here from now on, nobody gives back.
   bool ended() const { return ended_; }
 
+  // Keeps addresses until no request of this loop can have them. Work on the thread pool (crypto.randomFill) holds on
+  // to the bytes of an ArrayBuffer, but not to its backing store: the store goes when the buffer is detached.
+  void Retire(std::shared_ptr<AddressRange> range);
+  void FreeRetired();
+
   // Descriptors of openAt that JavaScript has not closed.
   std::set<int> inodes;
 
   Napi::FunctionReference vm_constructor;
   Napi::FunctionReference vcpu_constructor;
-  Napi::FunctionReference memory_constructor;
 
  private:
   void Shutdown();
 
   bool ended_ = false;
+  std::vector<std::shared_ptr<AddressRange>> retired_;
 
   Napi::Env env_;
   uv_loop_s* uv_loop_;

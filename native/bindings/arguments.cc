@@ -2,6 +2,9 @@
 
 #include <cmath>
 #include <cstring>
+#include <exception>
+
+#include "kvm/errno_name.h"
 
 namespace vmexit {
 namespace {
@@ -11,7 +14,7 @@ namespace {
   object.Set("code", Napi::String::New(env, code));
   if (operation != nullptr) {
     object.Set("operation", Napi::String::New(env, operation));
-    object.Set("errno", Napi::String::New(env, strerrorname_np(error)));
+    object.Set("errno", Napi::String::New(env, ErrnoName(error)));
   }
   throw object;
 }
@@ -32,6 +35,11 @@ void Rethrow(Napi::Env env) {
     Throw(env, "INVALID_ARGUMENT", error.what(), nullptr, 0);
   } catch (const std::bad_alloc&) {
     Throw(env, "SYSCALL", "out of memory", "malloc", ENOMEM);
+  } catch (const std::exception& error) {
+    // An exception that leaves the addon would end the process.
+    Throw(env, "SYSCALL", error.what(), "C++ exception", EFAULT);
+  } catch (...) {
+    Throw(env, "SYSCALL", "unknown C++ exception", "C++ exception", EFAULT);
   }
 }
 

@@ -3,6 +3,8 @@
 #include <cstring>
 #include <string>
 
+#include "kvm/errno_name.h"
+
 namespace vmexit {
 namespace {
 
@@ -33,7 +35,7 @@ napi_value ToValue(napi_env env, const SystemError& error) {
                     &value);
   if (value == nullptr) return value;
   napi_set_named_property(env, value, "operation", Text(env, error.what()));
-  napi_set_named_property(env, value, "errno", Text(env, strerrorname_np(error.error())));
+  napi_set_named_property(env, value, "errno", Text(env, ErrnoName(error.error())));
   return value;
 }
 

@@ -44,6 +44,8 @@ class FileCall final : public Napi::AsyncWorker {
       error_ = error;
     } catch (const std::bad_alloc&) {
       error_ = SystemError("malloc", ENOMEM);
+    } catch (...) {
+      error_ = SystemError("C++ exception", EFAULT);
     }
   }
 

@@ -4,18 +4,16 @@
 namespace vmexit {
 
 Napi::Function MemoryObject::Define(Napi::Env env) {
-  Napi::Function constructor = DefineClass(env, "Memory",
-                                           {
-                                               InstanceMethod<&MemoryObject::Buffer>("buffer"),
-                                               InstanceMethod<&MemoryObject::Fd>("fd"),
-                                               InstanceMethod<&MemoryObject::Token>("token"),
-                                               InstanceMethod<&MemoryObject::Size>("size"),
-                                               InstanceMethod<&MemoryObject::Discard>("discard"),
-                                               InstanceMethod<&MemoryObject::Unmap>("unmap"),
-                                               InstanceMethod<&MemoryObject::Close>("close"),
-                                           });
-  AddonData::Of(env).memory_constructor = Napi::Persistent(constructor);
-  return constructor;
+  return DefineClass(env, "Memory",
+                     {
+                         InstanceMethod<&MemoryObject::Buffer>("buffer"),
+                         InstanceMethod<&MemoryObject::Fd>("fd"),
+                         InstanceMethod<&MemoryObject::Token>("token"),
+                         InstanceMethod<&MemoryObject::Size>("size"),
+                         InstanceMethod<&MemoryObject::Discard>("discard"),
+                         InstanceMethod<&MemoryObject::Unmap>("unmap"),
+                         InstanceMethod<&MemoryObject::Close>("close"),
+                     });
 }
 
 // new Memory(size): new guest memory, which other processes can map. new Memory(size, 'private'): for this process
@@ -23,6 +21,7 @@ Napi::Function MemoryObject::Define(Napi::Env env) {
 // part of another process's.
 MemoryObject::MemoryObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   Guarded(info.Env(), [&] {
+    info.This().As<Napi::Object>().TypeTag(&kMemoryTag);
     if (info.Length() < 2) {
       mapping_ = Mapping::Create(IntegerArgument(info, 0, size_t{1} << 52));
       return;
@@ -49,6 +48,10 @@ MemoryObject::MemoryObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
           revocation_ = nullptr;
         });
     claim_ = mapping_->AddClaim([watch = revocation_] { watch->Send(); });
+    if (claim_ == 0) {
+      revocation_->End();
+      throw ClosedError("the guest memory");
+    }
   });
 }
 
@@ -64,7 +67,7 @@ Napi::Value MemoryObject::Buffer(const Napi::CallbackInfo& info) {
     uint64_t offset = IntegerArgument(info, 0, size);
     uint64_t length = IntegerArgument(info, 1, size - offset);
     if (length == 0) throw ArgumentError("a buffer needs at least one byte");
-    buffers_.emplace_back(info.Env(), mapping_, mapping_->data() + offset, length);
+    buffers_.emplace_back(info.Env(), mapping_, mapping_->range(), offset, length);
     return buffers_.back().Get(info.Env());
   });
 }

@@ -9,6 +9,8 @@
 
 #include "bindings/addon.h"
 #include "bindings/loop_watch.h"
+#include "kvm/address_range.h"
+#include "kvm/error.h"
 #include "kvm/mapping.h"
 #include "kvm/unique_fd.h"
 #include "kvm/vcpu.h"
@@ -19,19 +21,32 @@
 // close(), which is idempotent; garbage collection and the end of a worker close what was left open.
 namespace vmexit {
 
+// Marks the objects of a class, whose prototype anybody may give to another object: only a marked one is unwrapped.
+inline constexpr napi_type_tag kMemoryTag = {0x9d1f6c02b7a34e58, 0xb1c87d4e5f906a23};
+inline constexpr napi_type_tag kVcpuTag = {0x4e7a90c3d2154b6f, 0x8f03ea7619bd52c4};
+
+// The object behind an argument. Throws ArgumentError where it is not one of that class.
+template <typename T>
+T& UnwrapArgument(Napi::Value value, const napi_type_tag& tag, const char* otherwise) {
+  if (!value.IsObject() || !value.As<Napi::Object>().CheckTypeTag(&tag)) throw ArgumentError(otherwise);
+  return *T::Unwrap(value.As<Napi::Object>());
+}
+
 // An ArrayBuffer over memory of ours that can be taken away.
 //
-// LIFETIME: keeps `owner` until Detach() or until the ArrayBuffer is collected, whichever comes first.
+// LIFETIME: keeps `owner` until Detach() or until its backing store has gone, whichever comes first, and `range` until
+// the store has gone, which may be in another ArrayBuffer by then, or in a call that is still under way.
 class ForeignBuffer {
  public:
   ForeignBuffer() = default;
-  ForeignBuffer(Napi::Env env, std::shared_ptr<void> owner, void* data, size_t size);
+  ForeignBuffer(Napi::Env env, std::shared_ptr<void> owner, std::shared_ptr<AddressRange> range, size_t offset,
+                size_t size);
   Napi::Value Get(Napi::Env env);  // undefined once collected
   void Detach(Napi::Env env);
 
  private:
-  Napi::Reference<Napi::ArrayBuffer> buffer_;
-  std::shared_ptr<std::shared_ptr<void>> owner_;
+  class Store;
+  std::shared_ptr<Store> store_;
 };
 
 // /dev/kvm.
@@ -94,6 +109,9 @@ class VcpuObject : public Napi::ObjectWrap<VcpuObject> {
   std::shared_ptr<Vcpu> vcpu_;
   ForeignBuffer kvm_run_;
 
+  // run(): an event waited in the loop at the last look.
+  bool loop_was_readable_ = false;
+
   // The inline run's present turn: what was known of the event loop when it began.
   bool in_turn_ = false;
   const UvLoop loop_;
@@ -102,6 +120,10 @@ class VcpuObject : public Napi::ObjectWrap<VcpuObject> {
   uint64_t turn_timer_starts_ = 0;
   int64_t ticks_owed_ns_ = UvLoop::kNever;
   uint32_t exits_ = 0;
+  // The last turn began with an event waiting, and ended for it before the guest ran.
+  bool owes_slice_ = false;
+  // When a slice ends, or kNever where the turn is none.
+  int64_t slice_end_ns_ = UvLoop::kNever;
 };
 
 class MemoryObject : public Napi::ObjectWrap<MemoryObject> {

@@ -22,14 +22,9 @@ VcpuGroupObject::VcpuGroupObject(const Napi::CallbackInfo& info) : ObjectWrap(in
   Guarded(info.Env(), [&] {
     if (!info[0].IsArray()) throw ArgumentError("argument 1 must be an array of Vcpu");
     auto list = info[0].As<Napi::Array>();
-    Napi::Function constructor = AddonData::Of(info.Env()).vcpu_constructor.Value();
     std::vector<std::shared_ptr<Vcpu>> vcpus;
     for (uint32_t i = 0; i < list.Length(); i++) {
-      Napi::Value item = list[i];
-      if (!item.IsObject() || !item.As<Napi::Object>().InstanceOf(constructor)) {
-        throw ArgumentError("argument 1 must be an array of Vcpu");
-      }
-      vcpus.push_back(VcpuObject::Unwrap(item.As<Napi::Object>())->shared());
+      vcpus.push_back(UnwrapArgument<VcpuObject>(list[i], kVcpuTag, "argument 1 must be an array of Vcpu").shared());
     }
     if (vcpus.empty()) throw ArgumentError("a group needs at least one vCPU");
     group_ = std::make_unique<VcpuGroup>(std::move(vcpus));

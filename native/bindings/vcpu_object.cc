@@ -10,6 +10,8 @@ namespace {
 constexpr int kInterrupted = -1;
 constexpr int kTicksDue = -2;
 
+// run() asks this often whether the environment is ending, while events of the loop wait.
+constexpr int64_t kLookNs = 20'000'000;
 // A device may have promised work (a microtask, a nextTick) that no handle of the event loop shows: after an exit that
 // reached a device it gets its time within this one.
 constexpr int64_t kTicksOwedNs = 10'000'000;
@@ -17,6 +19,8 @@ constexpr int64_t kTicksOwedNs = 10'000'000;
 // than the kicker's signal, whose delivery stops the vCPU's processor.
 constexpr int64_t kTicksAheadNs = 1'000'000;
 constexpr uint32_t kExitsPerLook = 32;
+// What the guest gets of a turn where the event loop always has something to do.
+constexpr int64_t kSliceNs = 1'000'000;
 
 }  // namespace
 
@@ -40,6 +44,7 @@ Napi::Function VcpuObject::Define(Napi::Env env) {
 VcpuObject::VcpuObject(const Napi::CallbackInfo& info) : ObjectWrap(info), loop_(AddonData::Of(info.Env()).loop()) {
   Guarded(info.Env(), [&] {
     if (!info[0].IsExternal()) throw ArgumentError("a Vcpu is made by Vm.createVcpu()");
+    info.This().As<Napi::Object>().TypeTag(&kVcpuTag);
     vcpu_ = *info[0].As<Napi::External<std::shared_ptr<Vcpu>>>().Data();
   });
 }
@@ -84,6 +89,7 @@ Napi::Value VcpuObject::Ioctl(const Napi::CallbackInfo& info) {
 // run(timeoutNs) -> exit reason, or -1 after kick() or the timeout. 0: no timeout.
 //
 // The event loop does not run meanwhile; a loop event interrupts KVM_RUN only to see whether the environment is ending.
+// While events wait, the next one may not interrupt (Watch::LoopIsReadable), so that is asked now and then.
 Napi::Value VcpuObject::Run(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&]() -> Napi::Value {
     Napi::Env env = info.Env();
@@ -93,21 +99,27 @@ Napi::Value VcpuObject::Run(const Napi::CallbackInfo& info) {
     uint64_t timeout_ns = IntegerArgument(info, 0, INT64_MAX / 2);
     in_turn_ = false;
     VcpuEntry entry(vcpu);
-    watch.Use(vcpu_);
-    watch.Arm(true);
-    if (timeout_ns != 0) {
-      watch.TakeExpired();
-      Kicker::Get().SetDeadline(watch, MonotonicNs() + static_cast<int64_t>(timeout_ns));
-    }
-    for (;;) {
-      int result = vcpu.Run();
-      bool interrupted = result == -EINTR && (vcpu.TakeKick() || (timeout_ns != 0 && watch.TakeExpired()));
-      if (result == -EINTR && !interrupted && addon.CanRunJavaScript()) continue;
-      if (timeout_ns != 0) Kicker::Get().SetDeadline(watch, UvLoop::kNever);
-      if (result == 0) return Napi::Number::New(env, vcpu.run()->exit_reason);
-      if (result == -EINTR) return Napi::Number::New(env, kInterrupted);
-      ThrowRunError(-result);
-    }
+    bool changed = watch.Use(vcpu_);
+    bool was_armed = watch.Arm(true);
+    if (changed || !was_armed || loop_was_readable_) loop_was_readable_ = watch.LoopIsReadable();
+    int64_t end_ns = timeout_ns == 0 ? UvLoop::kNever : MonotonicNs() + static_cast<int64_t>(timeout_ns);
+    int result;
+    do {
+      if (loop_was_readable_ && !addon.CanRunJavaScript()) {
+        result = -EINTR;
+        break;
+      }
+      Kicker::Get().SetDeadline(watch, loop_was_readable_ ? std::min(end_ns, MonotonicNs() + kLookNs) : end_ns);
+      result = vcpu.Run();
+      if (result != -EINTR) continue;
+      if (vcpu.TakeKick() || MonotonicNs() >= end_ns) break;
+      loop_was_readable_ = watch.LoopIsReadable();
+      // -EAGAIN: a vCPU that waits for INIT or SIPI was woken by something else.
+    } while (result == -EINTR || result == -EAGAIN);
+    Kicker::Get().SetDeadline(watch, UvLoop::kNever);
+    if (result == 0) return Napi::Number::New(env, vcpu.run()->exit_reason);
+    if (result == -EINTR) return Napi::Number::New(env, kInterrupted);
+    ThrowRunError(-result);
   });
 }
 
@@ -115,7 +127,8 @@ Napi::Value VcpuObject::Run(const Napi::CallbackInfo& info) {
 // calls again; -2: so, but ticks and microtasks are all that can be due, which costs a tenth of a turn.
 //
 // One turn is a series of calls between two of these; within it the vCPU is interrupted when the loop has something to
-// do. This is what every exit pays for: no call level between it and V8, whose return the processor would mispredict
+// do. Where it has so at once, and had the last time, the turn is a slice: the guest runs, and the loop waits for its
+// end. This is what every exit pays for: no call level between it and V8, whose return the processor would mispredict
 // coming from the kernel; and nothing here asks libuv or the kicker twice what cannot have changed.
 napi_value VcpuObject::RunInline(Napi::Env env) {
   Vcpu& vcpu = this->vcpu();
@@ -128,7 +141,16 @@ napi_value VcpuObject::RunInline(Napi::Env env) {
     in_turn_ = true;
     turn_activity_ = loop_.Activity();
     ticks_owed_ns_ = UvLoop::kNever;
-    if (turn_watch_->LoopIsReadable() || !SetTurnDeadline()) return Yield(env, kInterrupted);
+    slice_end_ns_ = UvLoop::kNever;
+    if (turn_watch_->LoopIsReadable() || !SetTurnDeadline()) {
+      if (!std::exchange(owes_slice_, true)) return Yield(env, kInterrupted);
+      turn_watch_->Arm(false);
+      slice_end_ns_ = MonotonicNs() + kSliceNs;
+      Kicker::Get().SetDeadline(*turn_watch_, slice_end_ns_);
+    }
+    owes_slice_ = false;
+  } else if (slice_end_ns_ != UvLoop::kNever) {
+    if (MonotonicNs() >= slice_end_ns_) return Yield(env, kInterrupted);
   } else {
     if (loop_.Activity() != turn_activity_) return Yield(env, kInterrupted);
     bool first_exit = ticks_owed_ns_ == UvLoop::kNever;
@@ -140,7 +162,10 @@ napi_value VcpuObject::RunInline(Napi::Env env) {
       if (now_ns >= ticks_owed_ns_ - kTicksAheadNs) return Yield(env, WhatIsDue(now_ns));
     }
   }
-  int result = vcpu.Run();
+  int result;
+  do {
+    result = vcpu.Run();
+  } while (result == -EAGAIN);  // as in Run()
   if (result == 0) return nullptr;
   if (result == -EINTR) vcpu.TakeKick();
   int64_t now_ns = MonotonicNs();
@@ -169,15 +194,16 @@ napi_value VcpuObject::Yield(Napi::Env env, int why) {
   return Napi::Number::New(env, why);
 }
 
-// completePending(): lets KVM finish the port or MMIO access of the last exit without running the guest.
+// completePending(): lets KVM finish the access of the last exit without running the guest -> the reason of another
+// exit that this takes, or -1 when it is done.
 Napi::Value VcpuObject::CompletePending(const Napi::CallbackInfo& info) {
-  return Guarded(info.Env(), [&] {
+  return Guarded(info.Env(), [&]() -> Napi::Value {
     in_turn_ = false;
-    vcpu().Interrupt();
     VcpuEntry entry(vcpu());
-    int result = vcpu().Run();
-    if (result < 0 && result != -EINTR) ThrowRunError(-result);
-    return info.Env().Undefined();
+    int result = vcpu().CompletePending();
+    if (result == 0) return Napi::Number::New(info.Env(), vcpu().run()->exit_reason);
+    if (result != -EINTR) ThrowRunError(-result);
+    return Napi::Number::New(info.Env(), kInterrupted);
   });
 }
 
@@ -194,7 +220,7 @@ Napi::Value VcpuObject::KvmRun(const Napi::CallbackInfo& info) {
     Vcpu& vcpu = this->vcpu();
     Napi::Value buffer = kvm_run_.Get(info.Env());
     if (buffer.IsUndefined()) {
-      kvm_run_ = ForeignBuffer(info.Env(), vcpu_, vcpu.run(), vcpu.run_size());
+      kvm_run_ = ForeignBuffer(info.Env(), vcpu_, vcpu.run_range(), 0, vcpu.run_range()->size());
       buffer = kvm_run_.Get(info.Env());
     }
     return buffer;

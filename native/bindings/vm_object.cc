@@ -36,12 +36,8 @@ Napi::Value VmObject::SetSlot(const Napi::CallbackInfo& info) {
     auto slot = static_cast<uint32_t>(IntegerArgument(info, 0, UINT32_MAX));
     auto flags = static_cast<uint32_t>(IntegerArgument(info, 1, UINT32_MAX));
     uint64_t gpa = IntegerArgument(info, 2);
-    if (!info[3].IsObject() ||
-        !info[3].As<Napi::Object>().InstanceOf(AddonData::Of(info.Env()).memory_constructor.Value())) {
-      throw ArgumentError("argument 4 must be a Memory");
-    }
-    MemoryObject* memory = MemoryObject::Unwrap(info[3].As<Napi::Object>());
-    vm().SetSlot(slot, flags, gpa, memory->mapping(), IntegerArgument(info, 4), IntegerArgument(info, 5));
+    auto& memory = UnwrapArgument<MemoryObject>(info[3], kMemoryTag, "argument 4 must be a Memory");
+    vm().SetSlot(slot, flags, gpa, memory.mapping(), IntegerArgument(info, 4), IntegerArgument(info, 5));
     return info.Env().Undefined();
   });
 }

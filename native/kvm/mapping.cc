@@ -67,28 +67,32 @@ std::shared_ptr<Mapping> Mapping::CreatePrivate(size_t size) {
 std::shared_ptr<Mapping> Mapping::Register(UniqueFd fd, void* data, size_t size) {
   // A child process has no business with guest memory, and copying page tables for it would make every spawn slow.
   madvise(data, size, MADV_DONTFORK);
-  std::shared_ptr<Mapping> mapping(new Mapping(std::move(fd), static_cast<uint8_t*>(data), size));
+  // Nor has a core dump: it would be gigabytes, and a guest's secrets.
+  madvise(data, size, MADV_DONTDUMP);
+  std::shared_ptr<Mapping> mapping(new Mapping(std::move(fd), data, size));
   mapping->token_ = Registry<Mapping>::Get().Add(mapping);
   return mapping;
 }
 
 std::shared_ptr<Mapping> Mapping::Find(uint64_t token) { return Registry<Mapping>::Get().Find(token); }
 
-Mapping::Mapping(UniqueFd fd, uint8_t* data, size_t size) : fd_(std::move(fd)), data_(data), size_(size), token_(0) {}
+Mapping::Mapping(UniqueFd fd, void* data, size_t size)
+    : fd_(std::move(fd)), range_(std::make_shared<AddressRange>(data, size)) {}
 
 void Mapping::Discard(size_t offset, size_t length) {
   // Private memory that is not there is zeroes; a file's has to be taken out of the file.
   int advice = fd_ ? MADV_REMOVE : MADV_DONTNEED;
-  if (madvise(data_ + offset, length, advice) != 0) throw SystemError("madvise");
+  if (madvise(data() + offset, length, advice) != 0) throw SystemError("madvise");
 }
 
 void Mapping::Unmap(size_t offset, size_t length) {
   if (!fd_) throw SystemError("madvise(MADV_DONTNEED)", EINVAL);
-  if (madvise(data_ + offset, length, MADV_DONTNEED) != 0) throw SystemError("madvise(MADV_DONTNEED)");
+  if (madvise(data() + offset, length, MADV_DONTNEED) != 0) throw SystemError("madvise(MADV_DONTNEED)");
 }
 
 uint64_t Mapping::AddClaim(std::function<void()> revoke) {
   std::lock_guard lock(claims_mutex_);
+  if (revoked_) return 0;
   claims_.emplace(++last_claim_, std::move(revoke));
   return last_claim_;
 }
@@ -100,12 +104,13 @@ void Mapping::RemoveClaim(uint64_t claim) {
 
 void Mapping::RevokeClaims() {
   std::lock_guard lock(claims_mutex_);
+  revoked_ = true;
   for (auto& [claim, revoke] : claims_) revoke();
 }
 
 Mapping::~Mapping() {
   Registry<Mapping>::Get().Remove(token_);
-  munmap(data_, size_);
+  if (range_.use_count() > 1) range_->Vacate();
 }
 
 }  // namespace vmexit

@@ -8,15 +8,16 @@
 #include <memory>
 #include <mutex>
 
+#include "kvm/address_range.h"
 #include "kvm/unique_fd.h"
 
 namespace vmexit {
 
 // Guest RAM: a memfd, mapped shared, or private memory of this process. Excluded from fork().
 //
-// LIFETIME: shared by every VM that has a slot over it and by every ArrayBuffer made from it, and unmapped with the
-// last of them. A slot must never outlive its mapping: the kernel would let the guest into whatever is mapped there
-// next.
+// LIFETIME: shared by every VM that has a slot over it and by every ArrayBuffer made from it that close() has not
+// detached; the memory goes with the last of them. A slot must never outlive its mapping: the kernel would let the
+// guest into whatever is mapped there next. The addresses may stay longer: see AddressRange.
 class Mapping {
  public:
   // size: bytes, a multiple of the page size. Throws SystemError.
@@ -33,8 +34,9 @@ class Mapping {
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
 
-  uint8_t* data() const { return data_; }
-  size_t size() const { return size_; }
+  uint8_t* data() const { return range_->data(); }
+  size_t size() const { return range_->size(); }
+  const std::shared_ptr<AddressRange>& range() const { return range_; }
   // -1 for private memory.
   int fd() const { return fd_.get(); }
   uint64_t token() const { return token_; }
@@ -47,23 +49,23 @@ class Mapping {
   void Unmap(size_t offset, size_t length);
 
   // Another environment's claim on the mapping: `revoke` is called, on any thread, when the creator closes its memory.
-  // Returns the claim's number.
+  // Returns the claim's number; 0 where the creator has closed its memory already.
   uint64_t AddClaim(std::function<void()> revoke);
   void RemoveClaim(uint64_t claim);
   void RevokeClaims();
 
  private:
-  Mapping(UniqueFd fd, uint8_t* data, size_t size);
+  Mapping(UniqueFd fd, void* data, size_t size);
   static std::shared_ptr<Mapping> Map(UniqueFd fd, uint64_t offset, size_t size);
   static std::shared_ptr<Mapping> Register(UniqueFd fd, void* data, size_t size);
 
   UniqueFd fd_;
-  uint8_t* data_;
-  size_t size_;
-  uint64_t token_;
+  std::shared_ptr<AddressRange> range_;
+  uint64_t token_ = 0;
   std::mutex claims_mutex_;
   std::map<uint64_t, std::function<void()>> claims_;
   uint64_t last_claim_ = 0;
+  bool revoked_ = false;
 };
 
 }  // namespace vmexit

@@ -48,15 +48,20 @@ std::shared_ptr<Vcpu> Vcpu::Create(std::shared_ptr<Vm> vm, uint32_t id) {
   void* run = mmap(nullptr, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
   if (run == MAP_FAILED) throw SystemError("mmap(kvm_run)");
   madvise(run, run_size, MADV_DONTFORK);
-  std::shared_ptr<Vcpu> vcpu(new Vcpu(std::move(vm), id, std::move(fd), static_cast<kvm_run*>(run), run_size));
+  auto range = std::make_shared<AddressRange>(run, run_size);
+  std::shared_ptr<Vcpu> vcpu(new Vcpu(std::move(vm), id, std::move(fd), std::move(range)));
   vcpu->token_ = Registry<Vcpu>::Get().Add(vcpu);
   return vcpu;
 }
 
 std::shared_ptr<Vcpu> Vcpu::Find(uint64_t token) { return Registry<Vcpu>::Get().Find(token); }
 
-Vcpu::Vcpu(std::shared_ptr<Vm> vm, uint32_t id, UniqueFd fd, kvm_run* run, size_t run_size)
-    : vm_(std::move(vm)), id_(id), fd_(std::move(fd)), run_(run), run_size_(run_size) {}
+Vcpu::Vcpu(std::shared_ptr<Vm> vm, uint32_t id, UniqueFd fd, std::shared_ptr<AddressRange> run)
+    : vm_(std::move(vm)),
+      id_(id),
+      fd_(std::move(fd)),
+      run_range_(std::move(run)),
+      run_(reinterpret_cast<kvm_run*>(run_range_->data())) {}
 
 Vcpu::~Vcpu() {
   Close();
@@ -92,11 +97,20 @@ void Vcpu::Interrupt() {
   }
 }
 
+int Vcpu::CompletePending() {
+  Interrupt();
+  int result = Run();
+  if (kicked_.load()) Interrupt();
+  return result;
+}
+
 void Vcpu::Close() {
   std::lock_guard lock(mutex_);
   if (run_ == nullptr) return;
-  munmap(run_, run_size_);
   run_ = nullptr;
+  // A mapping of the fd would keep the kernel's VM.
+  if (run_range_.use_count() > 1) run_range_->Vacate();
+  run_range_.reset();
   fd_.Reset();
   vm_.reset();
 }

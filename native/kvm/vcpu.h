@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 
+#include "kvm/address_range.h"
 #include "kvm/kvm_header.h"
 #include "kvm/unique_fd.h"
 #include "kvm/vm.h"
@@ -30,7 +31,7 @@ class Vcpu {
   uint32_t id() const { return id_; }
   int fd() const { return fd_.get(); }
   kvm_run* run() const { return run_; }
-  size_t run_size() const { return run_size_; }
+  const std::shared_ptr<AddressRange>& run_range() const { return run_range_; }
   uint64_t token() const { return token_; }
   size_t XsaveSize() const { return vm_->XsaveSize(); }
 
@@ -54,25 +55,28 @@ class Vcpu {
   // Interrupt() on behalf of the user: stays known until TakeKick().
   void Kick();
   bool TakeKick() { return kicked_.exchange(false); }
+  // Lets KVM finish the last exit's access without running the guest: as Run(), where -EINTR says that it is done.
+  // Another exit is another access of the same instruction. A kick stays pending.
+  int CompletePending();
 
   // Busy: a thread of its own has this vCPU, inside KVM_RUN or about to enter it. Nobody else may use it then: KVM
   // would make an ioctl wait for the guest's next exit.
   void SetBusy(bool busy) { busy_.store(busy, std::memory_order_release); }
   bool busy() const { return busy_.load(std::memory_order_acquire); }
 
-  // Unmaps kvm_run and closes the fd. Not while Run() is executing. Idempotent.
+  // Gives kvm_run and the fd back. Not while Run() is executing. Idempotent.
   void Close();
 
  private:
   int RunError(int error);
-  Vcpu(std::shared_ptr<Vm> vm, uint32_t id, UniqueFd fd, kvm_run* run, size_t run_size);
+  Vcpu(std::shared_ptr<Vm> vm, uint32_t id, UniqueFd fd, std::shared_ptr<AddressRange> run);
 
   std::shared_ptr<Vm> vm_;
   uint32_t id_;
   UniqueFd fd_;
-  // LIFETIME: run_ maps run_size_ bytes; unmapped in Close(), under mutex_, so no Interrupt() touches it afterwards.
+  std::shared_ptr<AddressRange> run_range_;
+  // LIFETIME: lies in run_range_; null from Close() on, under mutex_, so no Interrupt() touches it afterwards.
   kvm_run* run_;
-  size_t run_size_;
   uint64_t token_ = 0;
   // The thread between Enter() and Leave(), or 0.
   std::atomic<pid_t> thread_{0};

@@ -26,11 +26,12 @@ int64_t MonotonicNs() {
   return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
 
-void Watch::Use(const std::shared_ptr<Vcpu>& vcpu) {
-  if (vcpu_token_ == vcpu->token()) return;
+bool Watch::Use(const std::shared_ptr<Vcpu>& vcpu) {
+  if (vcpu_token_ == vcpu->token()) return false;
   vcpu_token_ = vcpu->token();
   std::lock_guard lock(mutex_);
   vcpu_ = vcpu;
+  return true;
 }
 
 bool Watch::LoopIsReadable() const {
@@ -108,7 +109,6 @@ int64_t Kicker::ExpireAndFindNext() {
     if (deadline > now) {
       next = std::min(next, deadline);
     } else if (watch->deadline_ns_.compare_exchange_strong(deadline, kNever)) {
-      watch->expired_.store(true);
       watch->InterruptVcpu();
     }
   }

@@ -19,17 +19,16 @@ class Watch {
  public:
   explicit Watch(int backend_fd) : backend_fd_(backend_fd) {}
 
-  // The vCPU to interrupt. Called by the watched thread before it enters KVM_RUN; cheap while the vCPU stays the same.
-  void Use(const std::shared_ptr<Vcpu>& vcpu);
+  // The vCPU to interrupt: whether it is another one than before. Called by the watched thread before it enters
+  // KVM_RUN; cheap while the vCPU stays the same.
+  bool Use(const std::shared_ptr<Vcpu>& vcpu);
   // Whether that is this vCPU. For the watched thread.
   bool Uses(const Vcpu& vcpu) const { return vcpu_token_ == vcpu.token(); }
-  // While armed, loop events interrupt the vCPU.
-  void Arm(bool armed) { armed_.store(armed, std::memory_order_seq_cst); }
-  // Whether the loop has an event waiting. Arm first: an event after that interrupts, one before shows here.
+  // While armed, loop events interrupt the vCPU. Returns whether they did before.
+  bool Arm(bool armed) { return armed_.exchange(armed, std::memory_order_seq_cst); }
+  // Whether the loop has an event waiting. Arm first: an event after that interrupts, one before shows here. While one
+  // waits, another need not interrupt: libuv wakes a loop once for what it has not looked at yet.
   bool LoopIsReadable() const;
-
-  // Whether the deadline has passed since the last call.
-  bool TakeExpired() { return expired_.exchange(false); }
 
  private:
   friend class Kicker;
@@ -38,7 +37,6 @@ class Watch {
   const int backend_fd_;
   uint64_t id_ = 0;
   std::atomic<bool> armed_{false};
-  std::atomic<bool> expired_{false};
   std::atomic<int64_t> deadline_ns_{INT64_MAX};
   std::mutex mutex_;
   std::weak_ptr<Vcpu> vcpu_;

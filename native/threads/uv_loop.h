@@ -22,6 +22,8 @@ class UvLoop {
   // Changes when a handle or request was started or has ended. The loop only begins to watch a new handle's fd in its
   // next turn, so a change means that it is owed one. Inline, as every exit asks.
   uint64_t Activity() const { return (uint64_t{*active_handles_} << 32) | *active_requests_; }
+  // Whether work is under way for this loop on the thread pool, among other requests.
+  bool HasRequests() const { return *active_requests_ != 0; }
   // Changes when a timer was started: while it does not, DeadlineNs() gives nothing earlier than before.
   uint64_t TimerStarts() const { return *timer_starts_; }
 
