@@ -1,6 +1,7 @@
 import { VmmError } from '../errors.js';
 import { addon, native, type NativeSystem } from '../native/addon.js';
 import { KVM, KVM_CAP, LAYOUT } from './abi.js';
+import { requireName } from './arguments.js';
 import { decodeCpuid, encodeCpuid, type CpuidEntry } from './cpuid.js';
 import { growing } from './growing.js';
 import { Vm } from './vm.js';
@@ -52,7 +53,8 @@ export class Kvm implements Disposable {
 
   /** KVM_CHECK_EXTENSION: 0 for no, else what the capability's documentation says. */
   checkExtension(capability: CapabilityName | number): number {
-    return this.#ioctl(KVM.CHECK_EXTENSION, typeof capability === 'number' ? capability : KVM_CAP[capability]);
+    const number = typeof capability === 'number' ? capability : requireName('capability', KVM_CAP, capability);
+    return this.#ioctl(KVM.CHECK_EXTENSION, number);
   }
 
   /** Every capability this package knows by name, with KVM's answer. */

@@ -18,6 +18,8 @@ export class GuestRam implements MemoryRegion, Disposable {
   readonly windowStride = WINDOW_STRIDE;
   /** @internal */
   readonly native: NativeMemory;
+  /** @internal The VMs that have a slot over it. */
+  readonly users = new Set<object>();
   #windows: readonly Uint8Array[] | undefined;
 
   private constructor(memory: NativeMemory, gpa: number) {

@@ -42,13 +42,15 @@ export class Vcpu implements Disposable {
   readonly id: number;
   /** @internal */
   readonly native: NativeVcpu;
+  readonly #xsave2Bytes: () => number;
   #decoder: ExitDecoder | undefined;
   #inlineRun: (() => -1 | -2 | undefined) | undefined;
 
   /** @internal Made by `Vm.createVcpu`. */
-  constructor(vcpu: NativeVcpu, id: number) {
+  constructor(vcpu: NativeVcpu, id: number, xsave2Bytes: () => number) {
     this.native = vcpu;
     this.id = id;
+    this.#xsave2Bytes = xsave2Bytes;
   }
 
   /** The exits' decoder over this vCPU's kvm_run pages. */
@@ -108,11 +110,16 @@ export class Vcpu implements Disposable {
   }
 
   /**
-   * Has KVM finish the port or MMIO access of the last exit, so that the registers are those after the instruction.
-   * Call it before saving state.
+   * Has KVM finish the port or MMIO access of the last exit, so that the registers are those after the instruction. Call
+   * it before saving state. An instruction may need several accesses: serve the exit that this returns, and call again. A
+   * kick that came meanwhile ends the next run.
+   *
+   * @returns The instruction's next exit, borrowed as in {@link run}; undefined when it is complete.
+   * @example for (let exit = vcpu.completePending(); exit; exit = vcpu.completePending()) serve(exit);
    */
-  completePending(): void {
-    native(() => this.native.completePending());
+  completePending(): VmExit | undefined {
+    const code = native(() => this.native.completePending());
+    return code < 0 ? undefined : this.exit.decode(code);
   }
 
   /** Makes the present run, or else the next one, return reason `intr`. From other threads: `kickVcpu(token)`. */
@@ -158,13 +165,15 @@ export class Vcpu implements Disposable {
     this.#set(KVM.SET_MP_STATE, 'kvm_mp_state', { mp_state: mpState });
   }
 
-  /** The XSAVE area (Intel SDM 1, 13.4), as many bytes as this VM's vCPUs have. */
+  /**
+   * The XSAVE area (Intel SDM 1, 13.4): as many bytes as this VM's vCPUs have (KVM_CAP_XSAVE2), 4096 before Linux 5.17.
+   * KVM_GET_XSAVE2, else KVM_GET_XSAVE.
+   */
   getXsave(): Uint8Array {
-    return growing(LAYOUT['kvm_xsave'], 1 << 20, (size) => {
-      const bytes = new Uint8Array(size);
-      this.#ioctl(KVM.GET_XSAVE2, bytes);
-      return bytes;
-    });
+    const size = this.#xsave2Bytes();
+    const bytes = new Uint8Array(Math.max(size, LAYOUT['kvm_xsave']));
+    this.#ioctl(size > 0 ? KVM.GET_XSAVE2 : KVM.GET_XSAVE, bytes);
+    return bytes;
   }
   setXsave(xsave: Uint8Array): void {
     this.#ioctl(KVM.SET_XSAVE, xsave);

@@ -14,7 +14,7 @@ import {
   KVM_MSR_FILTER,
   LAYOUT,
 } from './abi.js';
-import { requireArray, requireInteger } from './arguments.js';
+import { requireArray, requireInteger, requireName, requireU64 } from './arguments.js';
 import type { EventFd } from './event-fd.js';
 import { GuestRam } from './ram.js';
 import { decode, decodeArray, encode, encodeArray, sizeOf, type Struct, type StructName } from './struct.js';
@@ -33,7 +33,7 @@ export interface AddMemory {
   shared?: boolean;
   /** Only vCPUs see it: it is no part of `memory`, so no device reads or writes there. */
   cpuOnly?: boolean;
-  /** Memory to use instead of new memory. Its gpa and size must be these. */
+  /** Memory to use instead of new memory. Its gpa and size must be these. The last VM that uses it closes it. */
   ram?: GuestRam;
 }
 
@@ -86,6 +86,8 @@ const CHIPS = {
 } as const;
 export type IrqchipName = keyof typeof CHIPS;
 
+const ROUTE_TYPES = { irqchip: KVM_IRQ_ROUTING.IRQCHIP, msi: KVM_IRQ_ROUTING.MSI } as const;
+
 interface Slot {
   id: number;
   ram: GuestRam;
@@ -104,6 +106,7 @@ export class Vm implements Disposable {
   readonly #native: NativeVm;
   readonly #vcpus: Vcpu[] = [];
   readonly #slots: Slot[] = [];
+  #closed = false;
 
   /** @internal Made by `Kvm.createVm`. */
   constructor(vm: NativeVm) {
@@ -121,6 +124,9 @@ export class Vm implements Disposable {
 
   /** KVM_ENABLE_CAP. @param args Up to four, as the capability's documentation says. */
   enableCap(capability: number, args: readonly bigint[] = []): void {
+    requireArray('args', args);
+    if (args.length > 4)
+      throw new VmmError('INVALID_ARGUMENT', `a capability has at most four args, not ${args.length}`);
     this.#set(KVM.ENABLE_CAP, 'kvm_enable_cap', {
       cap: capability,
       flags: 0,
@@ -149,25 +155,29 @@ export class Vm implements Disposable {
     let id = 0;
     while (this.#slots.some((slot) => slot.id === id)) id++;
     const flags = (readOnly ? KVM_MEM.READONLY : 0) | (logDirtyPages ? KVM_MEM.LOG_DIRTY_PAGES : 0);
+    const undo: (() => void)[] = ram ? [] : [() => own.close()];
     try {
-      if (!cpuOnly) this.memory.addRegion(own);
+      if (!cpuOnly) {
+        this.memory.addRegion(own);
+        undo.push(() => this.memory.removeRegion(own));
+      }
       native(() => this.#native.setSlot(id, flags, own.gpa, own.native, 0, size));
     } catch (error) {
-      this.memory.removeRegion(own);
-      if (!ram) own.close();
+      for (const step of undo) step();
       throw error;
     }
+    own.users.add(this);
     this.#slots.push({ id, ram: own, flags });
     return own;
   }
 
-  /** Takes RAM from the guest and closes it. */
+  /** Takes RAM from the guest, and closes it unless another VM uses it. */
   removeMemory(ram: GuestRam): void {
     const slot = this.#slot(ram);
     native(() => this.#native.removeSlot(slot.id));
     this.#slots.splice(this.#slots.indexOf(slot), 1);
     this.memory.removeRegion(ram);
-    ram.close();
+    this.#release(ram);
   }
 
   /** Runs `change` while the guest does not see this memory: its accesses exit as MMIO. */
@@ -244,7 +254,7 @@ export class Vm implements Disposable {
   /** The state of one in-kernel interrupt controller, as KVM lays it out (struct kvm_irqchip, `chip`). */
   getIrqchip(chip: IrqchipName): Uint8Array {
     const bytes = new Uint8Array(LAYOUT['kvm_irqchip']);
-    new DataView(bytes.buffer).setUint32(LAYOUT['kvm_irqchip.chip_id'], CHIPS[chip], true);
+    new DataView(bytes.buffer).setUint32(LAYOUT['kvm_irqchip.chip_id'], requireName('chip', CHIPS, chip), true);
     this.#ioctl(KVM.GET_IRQCHIP, bytes);
     return bytes.slice(LAYOUT['kvm_irqchip.chip']);
   }
@@ -256,7 +266,7 @@ export class Vm implements Disposable {
         `irqchip state must be what getIrqchip returned, not ${state.length} bytes`,
       );
     }
-    new DataView(bytes.buffer).setUint32(LAYOUT['kvm_irqchip.chip_id'], CHIPS[chip], true);
+    new DataView(bytes.buffer).setUint32(LAYOUT['kvm_irqchip.chip_id'], requireName('chip', CHIPS, chip), true);
     bytes.set(state, LAYOUT['kvm_irqchip.chip']);
     this.#ioctl(KVM.SET_IRQCHIP, bytes);
   }
@@ -287,12 +297,15 @@ export class Vm implements Disposable {
     this.#set(KVM.IRQ_LINE, 'kvm_irq_level', { irq: gsi, level: level ? 1 : 0 });
   }
 
-  /** The line as a device's {@link IrqLine}: a request to the kernel only when the level changes. */
+  /**
+   * The line as a device's {@link IrqLine}: a request to the kernel only when the level changes. Once the VM is closed it
+   * does nothing: a device may outlive its VM by an event.
+   */
   irqLine(gsi: number): IrqLine {
     let current = false;
     return {
       set: (level) => {
-        if (level === current) return;
+        if (level === current || this.#closed) return;
         current = level;
         this.setIrqLine(gsi, level);
       },
@@ -326,13 +339,13 @@ export class Vm implements Disposable {
       const entry = LAYOUT['kvm_irq_routing.entries'] + i * width;
       const union = entry + LAYOUT['kvm_irq_routing_entry.u'];
       view.setUint32(entry + LAYOUT['kvm_irq_routing_entry.gsi'], requireInteger('gsi', route.gsi, U32_MAX), true);
+      const type = requireName('type', ROUTE_TYPES, route.type);
+      view.setUint32(entry + LAYOUT['kvm_irq_routing_entry.type'], type, true);
       if (route.type === 'irqchip') {
-        view.setUint32(entry + LAYOUT['kvm_irq_routing_entry.type'], KVM_IRQ_ROUTING.IRQCHIP, true);
-        view.setUint32(union, CHIPS[route.chip], true);
+        view.setUint32(union, requireName('chip', CHIPS, route.chip), true);
         view.setUint32(union + 4, requireInteger('pin', route.pin, U32_MAX), true);
       } else {
-        view.setUint32(entry + LAYOUT['kvm_irq_routing_entry.type'], KVM_IRQ_ROUTING.MSI, true);
-        view.setBigUint64(union, route.address, true);
+        view.setBigUint64(union, requireU64('address', route.address), true);
         view.setUint32(union + 8, requireInteger('data', route.data, U32_MAX), true);
       }
     });
@@ -341,6 +354,7 @@ export class Vm implements Disposable {
 
   /** Delivers a message-signalled interrupt now. @returns Whether the guest took it (false: blocked). */
   signalMsi(address: bigint, data: number): boolean {
+    requireU64('address', address);
     return (
       this.#set(KVM.SIGNAL_MSI, 'kvm_msi', {
         address_lo: Number(address & 0xffff_ffffn),
@@ -378,20 +392,27 @@ export class Vm implements Disposable {
     const vcpu = new Vcpu(
       native(() => this.#native.createVcpu(id)),
       id,
+      () => this.checkExtension(KVM_CAP.XSAVE2),
     );
     this.#vcpus.push(vcpu);
     return vcpu;
   }
 
-  /** Closes the vCPUs, the VM and its memory, in this order. Idempotent. */
+  /** Closes the vCPUs, the VM, and its memory unless another VM uses it, in this order. Idempotent. */
   close(): void {
     for (const vcpu of this.#vcpus) vcpu.close();
+    this.#closed = true;
     this.#native.close();
-    for (const { ram } of this.#slots) ram.close();
+    for (const { ram } of this.#slots) this.#release(ram);
   }
 
   [Symbol.dispose](): void {
     this.close();
+  }
+
+  #release(ram: GuestRam): void {
+    ram.users.delete(this);
+    if (ram.users.size === 0) ram.close();
   }
 
   #slot(ram: GuestRam): Slot {

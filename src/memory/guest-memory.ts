@@ -5,6 +5,7 @@ import { VmmError } from '../errors.js';
  *
  * `windows` view it: window i starts `i * windowStride` bytes in. Windows overlap (each is up to two strides long), so
  * that any access of at most one stride lies inside one window; they exist because one ArrayBuffer is limited to 4 GiB.
+ * Closed memory throws.
  */
 export interface MemoryRegion {
   /** First guest-physical address. Physical addresses have at most 52 bits: a number holds them exactly. */
@@ -81,9 +82,13 @@ export class GuestMemory {
       // NaN and fractions fail one of these comparisons or the integer check below.
       if (!(offset >= 0 && offset <= region.sizeBytes - length)) continue;
       if (!Number.isInteger(offset) || !Number.isInteger(length)) return undefined;
-      if (region.windows.length === 1) return viewOf(region.windows[0], offset, length);
-      const index = Math.min(Math.floor(offset / region.windowStride), region.windows.length - 1);
-      return viewOf(region.windows[index], offset - index * region.windowStride, length);
+      const { windowStride } = region;
+      const windows = openWindows(region);
+      const index = windows.length === 1 ? 0 : Math.min(Math.floor(offset / windowStride), windows.length - 1);
+      const window = windows[index] as Uint8Array | undefined;
+      const start = offset - index * windowStride;
+      // Where another thread closed the memory, its windows have no bytes any more.
+      return window && start + length <= window.length ? viewOf(window, start, length) : undefined;
     }
     return undefined;
   }
@@ -141,6 +146,14 @@ export function heapGuestMemory(...regions: readonly { gpa: number; sizeBytes: n
     memory.addRegion({ gpa, sizeBytes, windows: [new Uint8Array(sizeBytes)], windowStride: WINDOW_STRIDE });
   }
   return memory;
+}
+
+function openWindows(region: MemoryRegion): readonly Uint8Array[] {
+  try {
+    return region.windows;
+  } catch {
+    return [];
+  }
 }
 
 const viewOf = (window: Uint8Array, offset: number, length: number) =>

@@ -103,7 +103,7 @@ export interface NativeVcpu {
    */
   inlineRun(): () => -1 | -2 | undefined;
   /** Completes the port or MMIO access of the last exit without running guest code. */
-  completePending(): void;
+  completePending(): number;
   kick(): void;
   /** `struct kvm_run` and the pages behind it. Borrowed: detached by `close()`. */
   kvmRun(): ArrayBuffer;
