@@ -112,6 +112,7 @@ export class Board {
   #virtio: VirtioDevices | undefined;
   #virtioHost: VirtioHost | undefined;
   #loop: RunLoop | undefined;
+  #closing: Promise<void> | undefined;
 
   /** @throws VmmError as the backends and the boot loaders do, before there is a vCPU. */
   static async create(kvm: Kvm, host: CpuHost, config: MachineConfig, events: BoardEvents): Promise<Board> {
@@ -281,15 +282,27 @@ export class Board {
     return Object.fromEntries([...entries, ...remotes]);
   }
 
-  /** Stops the vCPUs, then the devices, and gives everything back. */
-  async close(): Promise<void> {
-    this.#loop?.[Symbol.dispose]();
-    // Guest memory must stay until no disk request writes to it any more.
-    for (const device of this.#userDevices) device.reset();
-    await this.#virtioHost?.close();
-    await this.#virtio?.close();
-    await Promise.all(this.#remotes.map(({ device }) => device.close()));
-    this.#vm.close();
+  /** Stops the vCPUs, then the devices, and gives everything back, whatever throws meanwhile. Idempotent. */
+  close(): Promise<void> {
+    return (this.#closing ??= this.#close());
+  }
+
+  async #close(): Promise<void> {
+    try {
+      this.#loop?.[Symbol.dispose]();
+      for (const device of this.#userDevices) device.reset();
+      // Guest memory must stay until no disk request writes to it any more.
+      const results = await Promise.allSettled([
+        (async () => {
+          await this.#virtioHost?.close();
+          await this.#virtio?.close();
+        })(),
+        ...this.#remotes.map(({ device }) => device.close()),
+      ]);
+      for (const result of results) if (result.status === 'rejected') throw result.reason;
+    } finally {
+      this.#vm.close();
+    }
   }
 
   #addTestDevice({ memoryBytes, cpus }: MachineConfig, events: BoardEvents): void {

@@ -52,8 +52,11 @@ export class KvmMachine implements Machine {
   readonly #ready: Promise<void>;
   readonly #onThreadEnd = (cause: Error | undefined) => {
     const died = cause && new VmmError('MACHINE_FAILED', `the machine's thread died: ${cause.message}`, { cause });
-    this.#fail(died ?? new VmmError('MACHINE_FAILED', "the machine's thread ended"));
+    this.#threadEnd = died ?? new VmmError('MACHINE_FAILED', "the machine's thread ended");
+    this.#fail(this.#threadEnd);
   };
+  /** Set when nobody is there any more to answer a call. */
+  #threadEnd: VmmError | undefined;
   #closing: Promise<void> | undefined;
 
   /**
@@ -303,6 +306,7 @@ export class KvmMachine implements Machine {
   }
 
   #call<M extends keyof WorkerMethods>(method: M, ...args: Parameters<WorkerMethods[M]>): Promise<unknown> {
+    if (this.#threadEnd) return Promise.reject(this.#threadEnd);
     return new Promise((resolve, reject) => {
       const id = ++this.#lastCall;
       this.#calls.set(id, { resolve, reject });

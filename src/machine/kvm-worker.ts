@@ -166,8 +166,9 @@ class WorkerMachine implements WorkerMethods {
     this.#board.loop.resume();
   }
 
+  /** A reset that is asked for during another one is that one. */
   async reset(): Promise<void> {
-    this.#resetting = this.#reset();
+    this.#resetting ??= this.#reset().finally(() => (this.#resetting = undefined));
     await this.#resetting;
   }
 
@@ -228,10 +229,11 @@ class WorkerMachine implements WorkerMethods {
   }
 
   async close(): Promise<void> {
+    // A reset makes a board, which must not be left behind.
+    await this.#resetting?.catch(() => undefined);
     this.stop();
     await this.#running;
-    await this.#board.close();
-    this.#kvm.close();
+    await this.#board.close().finally(() => this.#kvm.close());
   }
 
   /** What comes for the machine from the main thread. */
@@ -270,7 +272,8 @@ class WorkerMachine implements WorkerMethods {
       const board = this.#board;
       const fatal = await board.loop.run();
       if (fatal) this.#exit ??= await endOf(fatal, board);
-      else await this.#resetting;
+      else if (this.#resetting) await this.#resetting;
+      else if (board === this.#board && !this.#exit) throw new VmmError('MACHINE_FAILED', 'the last reset failed');
     }
     this.#end();
   }

@@ -1,3 +1,4 @@
+import { inspect } from 'node:util';
 import { VmmError, type VmmErrorCode } from '../errors.js';
 
 /** An error that crosses threads: structured cloning keeps neither the class nor the code. */
@@ -10,7 +11,8 @@ export interface PlainError {
 }
 
 export function toPlainError(error: unknown): PlainError {
-  if (!(error instanceof Error)) return { message: String(error) };
+  // Anything may be thrown, and not all of it has a string.
+  if (!(error instanceof Error)) return { message: `what was thrown is no Error: ${inspect(error)}` };
   const { message, stack } = error;
   const { code, operation, errno } = error instanceof VmmError ? error : {};
   return {

@@ -1,3 +1,4 @@
+import { inspect } from 'node:util';
 import type { BusDevice } from '../bus/device.js';
 import type { DeviceHost } from '../devices/device-host.js';
 import { VmmError } from '../errors.js';
@@ -69,7 +70,65 @@ export function makeUserDevice(
     if (!Array.isArray(device['queueSizes'])) missing.push('queueSizes');
   }
   if (missing.length > 0) throw refusal(id, `its object lacks ${missing.join(', ')}`);
-  return device as unknown as BusDevice | VirtioDevice;
+  if (config.place.space !== 'virtio')
+    return checkedDevice(id, device as unknown as BusDevice, (error) => host.onError(id, error));
+  const virtioDevice = device as unknown as VirtioDevice;
+  const readConfig = virtioDevice.readConfig.bind(virtioDevice);
+  virtioDevice.readConfig = (offset, size) => {
+    try {
+      return checkedValue(readConfig(offset, size));
+    } catch (cause) {
+      throw failure(id, 'readConfig', cause);
+    }
+  };
+  return virtioDevice;
+}
+
+/** The device behind the checks that its types would make in TypeScript: it answers at once, with a number. */
+function checkedDevice(id: string, device: BusDevice, fail: (error: VmmError) => void): BusDevice {
+  return {
+    name: device.name,
+    read: (offset, size) => {
+      try {
+        return checkedValue(device.read(offset, size));
+      } catch (cause) {
+        throw failure(id, 'read', cause);
+      }
+    },
+    write: (offset, size, value) => {
+      try {
+        checkedDone(device.write(offset, size, value));
+      } catch (cause) {
+        throw failure(id, 'write', cause);
+      }
+    },
+    // Called while a machine ends, too, whose other devices must go all the same.
+    reset: () => {
+      try {
+        checkedDone(device.reset());
+      } catch (cause) {
+        fail(failure(id, 'reset', cause));
+      }
+    },
+  };
+}
+
+/** @throws TypeError where a method that has to answer with a number did not. */
+function checkedValue(value: unknown): number {
+  if (typeof value === 'number') return value;
+  checkedDone(value);
+  throw new TypeError(`it returned ${inspect(value)}, not a number`);
+}
+
+/** @throws TypeError where a method returned a promise. */
+function checkedDone(result: unknown): void {
+  if (!(result instanceof Promise)) return;
+  result.catch(() => undefined); // what it rejects with is no uncaught exception
+  throw new TypeError('it returned a promise; a device answers at once, and does later work by timers');
+}
+
+function failure(id: string, method: string, cause: unknown): VmmError {
+  return new VmmError('MACHINE_FAILED', `device ${id}: ${method}(): ${messageOf(cause)}`, { cause });
 }
 
 function refusal(id: string, what: string, cause?: unknown): VmmError {
@@ -77,5 +136,5 @@ function refusal(id: string, what: string, cause?: unknown): VmmError {
 }
 
 function messageOf(cause: unknown): string {
-  return cause instanceof Error ? cause.message : String(cause);
+  return cause instanceof Error ? cause.message : `it threw ${inspect(cause)}`;
 }
