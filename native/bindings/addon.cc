@@ -9,6 +9,7 @@
 #include "bindings/objects.h"
 #include "bindings/tap_object.h"
 #include "bindings/unix_socket_object.h"
+#include "kvm/shared_event_fd.h"
 
 namespace vmexit {
 
@@ -150,12 +151,21 @@ static Napi::Value KickByToken(const Napi::CallbackInfo& info) {
   });
 }
 
+// signalEventFd(fd): one that another process has, too.
+static Napi::Value SignalEventFd(const Napi::CallbackInfo& info) {
+  return Guarded(info.Env(), [&] {
+    SignalSharedEventFd(static_cast<int>(IntegerArgument(info, 0, INT32_MAX)));
+    return info.Env().Undefined();
+  });
+}
+
 static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   auto* data = new AddonData(env);
   env.SetInstanceData(data);
   exports.Set("System", SystemObject::Define(env));
   exports.Set("Memory", MemoryObject::Define(env));
   exports.Set("EventFd", EventFdObject::Define(env));
+  exports.Set("signalEventFd", Napi::Function::New(env, SignalEventFd, "signalEventFd"));
   exports.Set("Tap", TapObject::Define(env));
   exports.Set("UnixSocket", UnixSocketObject::Define(env));
   exports.Set("socketPair", Napi::Function::New(env, SocketPair, "socketPair"));

@@ -1,8 +1,8 @@
-#include <fcntl.h>
 #include <sys/eventfd.h>
 
 #include "bindings/arguments.h"
 #include "bindings/objects.h"
+#include "kvm/shared_event_fd.h"
 
 namespace vmexit {
 
@@ -13,6 +13,7 @@ Napi::Function EventFdObject::Define(Napi::Env env) {
                          InstanceMethod<&EventFdObject::Write>("write"),
                          InstanceMethod<&EventFdObject::OnReadable>("onReadable"),
                          InstanceMethod<&EventFdObject::Fd>("fd"),
+                         InstanceMethod<&EventFdObject::Share>("share"),
                          InstanceMethod<&EventFdObject::Close>("close"),
                      });
 }
@@ -20,11 +21,9 @@ Napi::Function EventFdObject::Define(Napi::Env env) {
 // new EventFd(): a new one. new EventFd(fd): one that came from another process, and is the object's from then on.
 EventFdObject::EventFdObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   Guarded(info.Env(), [&] {
-    if (info.Length() > 0) {
-      int given = static_cast<int>(IntegerArgument(info, 0, INT32_MAX));
-      int flags = fcntl(given, F_GETFL);
-      if (flags < 0 || fcntl(given, F_SETFL, flags | O_NONBLOCK) < 0) throw SystemError("fcntl(O_NONBLOCK)");
-      fd_.Open(UniqueFd(given));
+    is_shared_ = info.Length() > 0;
+    if (is_shared_) {
+      fd_.Open(UniqueFd(static_cast<int>(IntegerArgument(info, 0, INT32_MAX))));
       return;
     }
     UniqueFd fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -37,7 +36,11 @@ EventFdObject::EventFdObject(const Napi::CallbackInfo& info) : ObjectWrap(info) 
 Napi::Value EventFdObject::Read(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&] {
     uint64_t count = 0;
-    if (read(fd_.get(), &count, sizeof count) < 0 && errno != EAGAIN) throw SystemError("read(eventfd)");
+    if (is_shared_) {
+      count = TakeSharedEventFd(fd_.get());
+    } else if (read(fd_.get(), &count, sizeof count) < 0 && errno != EAGAIN) {
+      throw SystemError("read(eventfd)");
+    }
     return Napi::BigInt::New(info.Env(), count);
   });
 }
@@ -46,7 +49,11 @@ Napi::Value EventFdObject::Read(const Napi::CallbackInfo& info) {
 Napi::Value EventFdObject::Write(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&] {
     uint64_t one = 1;
-    if (write(fd_.get(), &one, sizeof one) < 0 && errno != EAGAIN) throw SystemError("write(eventfd)");
+    if (is_shared_) {
+      SignalSharedEventFd(fd_.get());
+    } else if (write(fd_.get(), &one, sizeof one) < 0 && errno != EAGAIN) {
+      throw SystemError("write(eventfd)");
+    }
     return info.Env().Undefined();
   });
 }
@@ -56,6 +63,15 @@ Napi::Value EventFdObject::OnReadable(const Napi::CallbackInfo& info) { return f
 
 Napi::Value EventFdObject::Fd(const Napi::CallbackInfo& info) {
   return Guarded(info.Env(), [&] { return Napi::Number::New(info.Env(), fd_.get()); });
+}
+
+// share() -> the fd, for another process
+Napi::Value EventFdObject::Share(const Napi::CallbackInfo& info) {
+  return Guarded(info.Env(), [&] {
+    int fd = fd_.get();
+    is_shared_ = true;
+    return Napi::Number::New(info.Env(), fd);
+  });
 }
 
 Napi::Value EventFdObject::Close(const Napi::CallbackInfo& info) { return fd_.Close(info); }

@@ -163,9 +163,12 @@ class EventFdObject : public Napi::ObjectWrap<EventFdObject> {
   Napi::Value Write(const Napi::CallbackInfo& info);
   Napi::Value OnReadable(const Napi::CallbackInfo& info);
   Napi::Value Fd(const Napi::CallbackInfo& info);
+  Napi::Value Share(const Napi::CallbackInfo& info);
   Napi::Value Close(const Napi::CallbackInfo& info);
 
   WatchedFd fd_{"EventFd"};
+  // Another process has the descriptor, too.
+  bool is_shared_ = false;
 };
 
 // The vCPUs of a VM on threads of their own.

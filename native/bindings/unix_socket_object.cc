@@ -90,7 +90,7 @@ void WaitUntilReady(int fd, short events, Clock::time_point deadline) {
 
 void SendAll(int fd, Bytes bytes, Clock::time_point deadline) {
   for (size_t done = 0; done < bytes.size;) {
-    ssize_t sent = send(fd, bytes.data + done, bytes.size - done, MSG_NOSIGNAL);
+    ssize_t sent = send(fd, bytes.data + done, bytes.size - done, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent >= 0) {
       done += static_cast<size_t>(sent);
     } else if (errno == EAGAIN) {
@@ -105,7 +105,7 @@ void SendAll(int fd, Bytes bytes, Clock::time_point deadline) {
 void ReceiveAll(int fd, Bytes into, Clock::time_point deadline) {
   for (size_t done = 0; done < into.size;) {
     WaitUntilReady(fd, POLLIN, deadline);
-    ssize_t received = recv(fd, into.data + done, into.size - done, 0);
+    ssize_t received = recv(fd, into.data + done, into.size - done, MSG_DONTWAIT);
     if (received == 0) throw SystemError("recv", ECONNRESET);
     if (received > 0) {
       done += static_cast<size_t>(received);
@@ -195,7 +195,7 @@ Napi::Value UnixSocketObject::Send(const Napi::CallbackInfo& info) {
       header->cmsg_len = CMSG_LEN(count * sizeof(int));
       memcpy(CMSG_DATA(header), fds, count * sizeof(int));
     }
-    ssize_t sent = sendmsg(fd, &message, MSG_NOSIGNAL);
+    ssize_t sent = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent < 0 && errno != EAGAIN) throw SystemError("sendmsg");
     return Napi::Number::New(info.Env(), sent < 0 ? 0 : static_cast<double>(sent));
   });
@@ -214,7 +214,7 @@ Napi::Value UnixSocketObject::Receive(const Napi::CallbackInfo& info) {
     message.msg_iovlen = 1;
     message.msg_control = control.bytes;
     message.msg_controllen = sizeof control.bytes;
-    ssize_t received = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+    ssize_t received = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     if (received < 0) {
       if (errno == EAGAIN) return info.Env().Undefined();
       throw SystemError("recvmsg");

@@ -1,8 +1,10 @@
 #include "kvm/mapping.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include "kvm/error.h"
 #include "kvm/registry.h"
@@ -40,8 +42,11 @@ std::shared_ptr<Mapping> Mapping::Adopt(int given, uint64_t offset, size_t size)
 }
 
 std::shared_ptr<Mapping> Mapping::Map(UniqueFd fd, uint64_t offset, size_t size) {
-  void* data =
-      mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd.get(), static_cast<off_t>(offset));
+  // Of huge pages there are only so many: they are reserved, or this fails, where an access would be a SIGBUS.
+  struct statfs system;
+  bool is_huge = fstatfs(fd.get(), &system) == 0 && system.f_type == HUGETLBFS_MAGIC;
+  int flags = MAP_SHARED | (is_huge ? 0 : MAP_NORESERVE);
+  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, fd.get(), static_cast<off_t>(offset));
   if (data == MAP_FAILED) throw SystemError("mmap(memfd)");
   return Register(std::move(fd), data, size);
 }

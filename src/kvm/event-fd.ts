@@ -9,8 +9,16 @@ export class EventFd implements Disposable {
     this.#native = native(() => new (addon().EventFd)());
   }
 
-  /** The file descriptor; borrowed. */
+  /**
+   * The file descriptor; borrowed. Another process that gets it may change its flags and its count, and yet `signal` and
+   * `read` never wait: from now on `signal` takes a microsecond more for that.
+   */
   get fd(): number {
+    return native(() => this.#native.share());
+  }
+
+  /** @internal The file descriptor, for a request to KVM. */
+  get ownFd(): number {
     return native(() => this.#native.fd());
   }
 

@@ -422,7 +422,7 @@ export class Vm implements Disposable {
   }
 
   #irqFd(gsi: number, eventFd: EventFd, resampleFd: EventFd | undefined, flags: number): void {
-    this.#set(KVM.IRQFD, 'kvm_irqfd', { fd: eventFd.fd, gsi, flags, resamplefd: resampleFd?.fd ?? 0 });
+    this.#set(KVM.IRQFD, 'kvm_irqfd', { fd: eventFd.ownFd, gsi, flags, resamplefd: resampleFd?.ownFd ?? 0 });
   }
 
   #ioEventFd({ eventFd, address, space, length, datamatch }: IoEventFd, flags: number): void {
@@ -430,7 +430,7 @@ export class Vm implements Disposable {
       datamatch: datamatch ?? 0n,
       addr: BigInt(requireInteger('address', address)),
       len: length,
-      fd: eventFd.fd,
+      fd: eventFd.ownFd,
       flags:
         flags |
         (datamatch === undefined ? 0 : KVM_IOEVENTFD_FLAG.DATAMATCH) |

@@ -17,6 +17,8 @@ export interface Addon {
   Memory: new (sizeBytes: number, tokenOrFd?: number | 'private', offsetBytes?: number) => NativeMemory;
   /** A new one, or one of another process by its fd, which is the object's from then on. */
   EventFd: new (fd?: number) => NativeEventFd;
+  /** Adds one to an eventfd that another process has, too. Never waits; a full count stays full. */
+  signalEventFd(fd: number): void;
   /** A tap device by name, or by an fd of one, which is duplicated. */
   Tap: new (nameOrFd: string | number) => NativeTap;
   /**
@@ -132,6 +134,8 @@ export interface NativeEventFd {
   /** Calls back on the event loop while the count is not 0; undefined ends that. */
   onReadable(callback: (() => void) | undefined): void;
   fd(): number;
+  /** The fd, for another process: from now on reading and writing never wait for what that does to it. */
+  share(): number;
   close(): void;
 }
 

@@ -25,7 +25,7 @@ export interface Connection {
   close(): void;
 }
 
-/** What is done in place of the honest answer, by the request's name. The descriptors are the function's. */
+/** What is done in place of the honest answer, by the request's name. */
 export type Lies = Partial<Record<keyof typeof REQUEST, (connection: Connection, message: Message) => void>>;
 
 const NAMES = Object.fromEntries(Object.entries(REQUEST).map(([name, { id }]) => [id, name as keyof typeof REQUEST]));
@@ -84,7 +84,7 @@ export class FakeBackend {
     this.seen.push(name);
     const lie = this.lies[name];
     if (lie) return lie(connection, message);
-    const fds = [...message.fds];
+    const { fds } = message;
     switch (name) {
       case 'getFeatures':
         return connection.answer(message, u64(FEATURES));
@@ -111,7 +111,6 @@ export class FakeBackend {
         break;
       default:
     }
-    closeFds(fds);
     if (message.flags & FLAG_NEED_REPLY) connection.answer(message, u64(0n));
   }
 }

@@ -1,6 +1,6 @@
 /** A vhost-user frontend that says what it is told to, true or not; and the honest way to a running ring. */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { closeFds, MessageSocket, type Message } from '../../src/backends/vhost-user/message-socket.js';
+import { MessageSocket, type Message } from '../../src/backends/vhost-user/message-socket.js';
 import { FLAG_NEED_REPLY, PROTOCOL_F, REQUEST } from '../../src/backends/vhost-user/protocol.js';
 import { EventFd } from '../../src/kvm/event-fd.js';
 import { GuestRam } from '../../src/kvm/ram.js';
@@ -30,10 +30,7 @@ export class RawFrontend {
     this.arena = new DriverArena(this.memory, 0x1000);
     this.#messages = new MessageSocket(
       native(() => new (addon().UnixSocket)('connect', path)),
-      (message) => {
-        closeFds(message.fds);
-        this.#answers.push({ ...message, payload: message.payload.slice() });
-      },
+      (message) => void this.#answers.push({ ...message, payload: message.payload.slice() }),
       ({ message }) => (this.ended = message),
     );
   }

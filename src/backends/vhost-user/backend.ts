@@ -83,11 +83,10 @@ export class VhostUserBackend {
   #receive({ request, flags, payload, fds }: Message): void {
     if (this.#waiting >= MAX_WAITING) throw broken('it does not wait for answers');
     this.#waiting++;
-    const copy = payload.slice();
+    const inHand: Request = { payload: payload.slice(), fds: fds.splice(0) };
     this.#inTurn(async () => {
       this.#waiting--;
       const handler = this.#handlers.get(request);
-      const inHand = { payload: copy, fds };
       try {
         if (!handler) throw broken(`it sent request ${request}, which nobody offered`);
         const answer = await handler(inHand);
@@ -97,15 +96,15 @@ export class VhostUserBackend {
           this.#messages.send({ request, flags: FLAG_REPLY }, u64.encode(0n));
         }
       } finally {
-        closeFds(inHand.fds.splice(0));
+        closeFds(inHand.fds);
       }
-    }, fds);
+    }, inHand.fds);
   }
 
   /** Requests are handled one after the other; an exception ends the connection. @param fds Closed when it is over already. */
   #inTurn(action: () => void | Promise<void>, fds: number[] = []): void {
     this.#last = this.#last.then(async () => {
-      if (this.#ended) return closeFds(fds.splice(0));
+      if (this.#ended) return closeFds(fds);
       try {
         await action();
       } catch (error) {
@@ -209,7 +208,7 @@ export class VhostUserBackend {
       // Its answers, should it send some, are of no interest; that it closes the channel is not either.
       this.#channel = new MessageSocket(
         socket,
-        (message) => closeFds(message.fds),
+        () => {},
         () => {},
       );
     });

@@ -1,9 +1,9 @@
-import { writeSync } from 'node:fs';
 import { SavedState } from '../../bus/saved-state.js';
 import type { AccessSize } from '../../bus/device.js';
 import { VmmError } from '../../errors.js';
 import { usedRingBytes, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1 } from '../../virtio/defs.js';
 import { readConfigBytes, type ExternalQueue, type VirtioContext, type VirtioDevice } from '../../virtio/device.js';
+import { addon, native } from '../../native/addon.js';
 import { closeFds } from './message-socket.js';
 import { usedIndex, VhostUserFrontend, type Inflight, type RunningQueue } from './frontend.js';
 
@@ -232,7 +232,7 @@ export class VhostUserDevice implements VirtioDevice {
   #recovered(context: VirtioContext): void {
     context.recovered();
     // The last backend may have ended between an answer and its interrupt.
-    for (const queue of context.externalQueues) if (queue) writeSync(queue.callFd, BigUint64Array.of(1n));
+    for (const queue of context.externalQueues) if (queue) native(() => addon().signalEventFd(queue.callFd));
     this.#config.onRecovery?.();
   }
 

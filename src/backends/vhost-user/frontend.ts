@@ -291,7 +291,7 @@ export class VhostUserFrontend {
       });
       this.#errors = errors;
     }
-    return this.#errors.fd();
+    return this.#errors.share();
   }
 
   async #openBackendChannel(): Promise<void> {
@@ -300,8 +300,7 @@ export class VhostUserFrontend {
     );
     this.#backendChannel = new MessageSocket(
       socket,
-      ({ request, flags, fds }) => {
-        closeFds(fds);
+      ({ request, flags }) => {
         const known = request === BACKEND_REQUEST.configChange.id;
         if (flags & FLAG_NEED_REPLY) {
           const refusal = Uint8Array.of(known ? 0 : 1, 0, 0, 0, 0, 0, 0, 0);

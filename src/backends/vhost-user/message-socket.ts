@@ -10,7 +10,7 @@ const MAX_MESSAGES_A_TURN = 16;
 export interface Message extends Header {
   /** Valid during the call. */
   payload: Uint8Array;
-  /** Taken over by whoever handles the message. */
+  /** Whoever keeps one takes it out of the array; the others are closed when the message has been handled. */
   fds: number[];
 }
 
@@ -90,7 +90,11 @@ export class MessageSocket {
     this.#header = undefined;
     this.#filled = 0;
     this.#fds = [];
-    this.#onMessage(message);
+    try {
+      this.#onMessage(message);
+    } finally {
+      closeFds(message.fds);
+    }
     return true;
   }
 
@@ -107,13 +111,13 @@ export class MessageSocket {
   }
 
   #dropFds(): void {
-    closeFds(this.#fds.splice(0));
+    closeFds(this.#fds);
   }
 }
 
-/** Closes descriptors that came by the socket. */
-export function closeFds(fds: readonly number[]): void {
-  for (const fd of fds) addon().closeFd(fd);
+/** Closes descriptors that came by the socket, and takes them out of the array: nobody closes one twice. */
+export function closeFds(fds: number[]): void {
+  for (const fd of fds.splice(0)) addon().closeFd(fd);
 }
 
 const broken = (what: string) => new VmmError('BACKEND_FAILED', what);

@@ -105,12 +105,11 @@ export class Requester {
   #onAnswer({ request, flags, payload, fds }: Message): void {
     const pending = this.#pending[0];
     if (!pending || !(flags & FLAG_REPLY) || request !== pending.type.id) {
-      closeFds(fds);
       throw failed(`it sent message ${request}, which nobody asked for`);
     }
     this.#pending.shift();
     clearTimeout(pending.timer);
-    pending.resolve({ payload: payload.slice(), fds });
+    pending.resolve({ payload: payload.slice(), fds: fds.splice(0) });
   }
 
   #end(error: VmmError): void {
