@@ -42,6 +42,13 @@ void AddonData::FreeRetired() {
   if (!loop_.HasRequests()) retired_.clear();
 }
 
+void AddonData::RenewSentinel() {
+  static uint8_t byte;
+  sentinel_ = Napi::Persistent(Napi::ArrayBuffer::New(env_, &byte, sizeof byte, [](Napi::Env, void*) {}));
+}
+
+bool AddonData::IsEnding() const { return ended_ || sentinel_.Value().IsDetached(); }
+
 Watch& AddonData::watch() {
   if (!watch_) watch_ = Kicker::Get().Add(loop_.backend_fd());
   return *watch_;
@@ -60,16 +67,12 @@ class ForeignBuffer::Store {
  public:
   Store(Napi::Env env, std::shared_ptr<void> owner, std::shared_ptr<AddressRange> range)
       : env_(env), owner_(std::move(owner)), range_(std::move(range)) {}
-  ~Store() {
-    if (watches_end_) napi_remove_env_cleanup_hook(env_, AtEnd, this);
-  }
   Store(const Store&) = delete;
   Store& operator=(const Store&) = delete;
 
-  // Hooks run in reverse order: this one, the later, before the one that Node has for the ArrayBuffer.
   void Watch(Napi::ArrayBuffer buffer) {
     buffer_ = Napi::Weak(buffer);
-    watches_end_ = napi_add_env_cleanup_hook(env_, AtEnd, this) == napi_ok;
+    AddonData::Of(env_).RenewSentinel();
   }
 
   Napi::Value Get() {
@@ -80,46 +83,34 @@ class ForeignBuffer::Store {
 
   void Detach() {
     Napi::HandleScope scope(env_);
-    if (!MayHaveMoved() && !is_settled_) {
+    Napi::Value buffer = Get();
+    if (buffer.IsArrayBuffer() && !buffer.As<Napi::ArrayBuffer>().IsDetached()) {
       had_requests_ = AddonData::Of(env_).loop().HasRequests();
-      Get().As<Napi::ArrayBuffer>().Detach();
-      is_settled_ = true;
+      buffer.As<Napi::ArrayBuffer>().Detach();
+      is_detached_ = true;
     }
     owner_.reset();
   }
 
   void Gone() {
-    is_settled_ = true;
     owner_.reset();
-    if (had_requests_) AddonData::Of(env_).Retire(std::move(range_));
+    if (!range_) return;
+    AddonData& addon = AddonData::Of(env_);
+    // While the environment ends, a store that nobody has detached may be another thread's by now: it was transferred.
+    if (!is_detached_ && addon.IsEnding()) range_->Keep();
+    if (had_requests_) addon.Retire(std::move(range_));
     range_.reset();
   }
 
  private:
-  // Somebody has transferred the ArrayBuffer, or it was collected, perhaps after that.
-  bool MayHaveMoved() {
-    if (is_settled_) return false;
-    Napi::Value buffer = Get();
-    return buffer.IsUndefined() || buffer.As<Napi::ArrayBuffer>().IsDetached();
-  }
-
-  // A store that has moved may be another thread's by now, which outlives this environment. Calls of this environment
-  // that were under way have ended.
-  static void AtEnd(void* self) {
-    auto* store = static_cast<Store*>(self);
-    Napi::HandleScope scope(store->env_);
-    if (store->MayHaveMoved()) store->range_->Keep();
-  }
-
   Napi::Env env_;
   std::shared_ptr<void> owner_;
   std::shared_ptr<AddressRange> range_;
   Napi::Reference<Napi::ArrayBuffer> buffer_;
+  // By Detach(): nobody else can get hold of the store any more.
+  bool is_detached_ = false;
   // When it was detached, of this environment's loop.
   bool had_requests_ = false;
-  // Detached by us, or gone: nobody else can get hold of the store any more.
-  bool is_settled_ = false;
-  bool watches_end_ = false;
 };
 
 ForeignBuffer::ForeignBuffer(Napi::Env env, std::shared_ptr<void> owner, std::shared_ptr<AddressRange> range,

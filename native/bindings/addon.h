@@ -26,6 +26,11 @@ class AddonData {
   // False once the environment is being torn down (worker.terminate(), process.exit()).
   bool CanRunJavaScript();
 
+  // The environment has begun to end: for finalizers of ArrayBuffers, which Node calls then, too.
+  bool IsEnding() const;
+  // After each ArrayBuffer over memory of ours. At the end Node detaches the newest first, and so this one, before it
+  // calls the finalizer of any other.
+  void RenewSentinel();
   // The environment has ended: what is kept here from now on, nobody gives back.
   bool ended() const { return ended_; }
 
@@ -51,6 +56,7 @@ class AddonData {
   UvLoop loop_;
   std::shared_ptr<Watch> watch_;
   Napi::FunctionReference no_op_;
+  Napi::Reference<Napi::ArrayBuffer> sentinel_;
 };
 
 }  // namespace vmexit

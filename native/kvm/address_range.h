@@ -17,7 +17,11 @@ class AddressRange {
  public:
   AddressRange(void* data, size_t size) : data_(static_cast<uint8_t*>(data)), size_(size) {}
   ~AddressRange() {
-    if (!kept_) munmap(data_, size_);
+    if (kept_) {
+      Vacate();
+    } else {
+      munmap(data_, size_);
+    }
   }
   AddressRange(const AddressRange&) = delete;
   AddressRange& operator=(const AddressRange&) = delete;
@@ -31,7 +35,7 @@ class AddressRange {
     mmap(data_, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   }
 
-  // The addresses are never unmapped: nobody will say when the last store has gone.
+  // The addresses are vacated in the end, and never unmapped: nobody will say when the last store has gone.
   void Keep() { kept_ = true; }
 
  private:
