@@ -259,7 +259,12 @@ describeKvm('guest memory', () => {
   ])('is given back at once when its VM is closed: $kind', ({ shared }) => {
     const ramBytes = 77 * 4096; // which V8 asks for nowhere
     const before = new Set(areas().keys());
-    const held = () => [...areas()].filter(([range, { sizeBytes }]) => sizeBytes === ramBytes && !before.has(range));
+    // Its addresses may stay a while, with nothing behind them.
+    const held = () =>
+      [...areas()].filter(
+        ([range, { sizeBytes, inode, residentBytes }]) =>
+          sizeBytes === ramBytes && !before.has(range) && (inode !== 0 || residentBytes > 0),
+      );
     using guest = createGuest('hello', { shared, ramBytes });
     expect(runToEnd(guest.vcpu)).toMatchObject({ status: 0 });
     expect(held().map(([, { inode }]) => inode !== 0)).toEqual([shared]);
