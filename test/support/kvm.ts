@@ -18,8 +18,8 @@ const missing = whyNoKvm();
 
 /** `describe` for tests that need this machine's /dev/kvm; without one they are skipped, and the output says so. */
 export function describeKvm(name: string, body: () => void): void {
-  if (missing !== undefined) console.warn(`SKIPPED, no KVM: ${name}: ${missing}`);
-  describe.skipIf(missing !== undefined)(name, body);
+  if (missing === undefined) describe(name, body);
+  else describe.skip(`${name} (skipped without KVM: ${missing})`, body);
 }
 
 /** Whether this KVM emulates CPL 0 instruction by instruction, so that an instruction its emulator lacks ends the run. */

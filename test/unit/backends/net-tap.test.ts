@@ -69,7 +69,7 @@ async function macOfHost(guest: NetGuest): Promise<string> {
   return parse((await guest.next(isReply)).frame).fromMac;
 }
 
-describe.skipIf(!usable)('a tap network', () => {
+describe.skipIf(!usable)('a tap network (skipped unless root, with /dev/net/tun)', () => {
   it('carries frames both ways, checksums left to the other side', async () => {
     const guest = new NetGuest(openTap(), { mac: GUEST.mac });
     const hostMac = await macOfHost(guest);

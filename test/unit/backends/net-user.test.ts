@@ -69,7 +69,7 @@ async function lease(guest: NetGuest): Promise<{ address: string; router: string
   return { address, router: dhcpAddress(options.get(3)!), mtu: options.get(26)?.readUInt16BE() ?? 0 };
 }
 
-describe.skipIf(!PASST)('a user network with passt', () => {
+describe.skipIf(!PASST)('a user network with passt (skipped where passt is not installed)', () => {
   it('offers the guest an address, a router and the MTU by DHCP', async () => {
     const guest = new NetGuest(await start(), { mac: GUEST_MAC });
     const { address, router, mtu } = await lease(guest);

@@ -94,7 +94,7 @@ class Slot {
   }
 }
 
-describe.skipIf(!isInstalled)('a disk served by qemu-storage-daemon', () => {
+describe.skipIf(!isInstalled)('a disk served by qemu-storage-daemon (skipped where it is not installed)', () => {
   let folder: string;
   let content: Buffer;
   let fdsBefore: number;

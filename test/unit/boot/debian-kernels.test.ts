@@ -22,7 +22,7 @@ if (kernels.length === 0) {
   console.warn('SKIPPED: no Debian kernel in the cache; `vmexit run` fetches one, then these tests load it');
 }
 
-describe.skipIf(kernels.length === 0).each(kernels)('%s', (path) => {
+describe.skipIf(kernels.length === 0).each(kernels)('%s (skipped where no kernel is cached)', (path) => {
   const load = async (prefer: 'bzimage' | 'vmlinux') => {
     const memory = heapGuestMemory({ gpa: 0, sizeBytes: 128 * 2 ** 20 });
     const boot = { kernel: readFileSync(path), cmdline: 'console=ttyS0' };

@@ -45,7 +45,7 @@ describe('LZ4', () => {
 const hasXz = spawnSync('xz', ['--version']).status === 0;
 if (!hasXz) console.warn('SKIPPED: xz is not installed; apt-get install xz-utils to check unpacking xz payloads');
 
-describe.skipIf(!hasXz)('xz', () => {
+describe.skipIf(!hasXz)('xz (skipped where xz-utils is not installed)', () => {
   const compress = (data: Uint8Array, ...options: string[]) =>
     execFileSync('xz', ['--format=xz', ...options, '-c'], {
       input: data,

@@ -120,7 +120,7 @@ describe('QmpClient', () => {
   });
 });
 
-describe.skipIf(noQemu)('a QEMU process', () => {
+describe.skipIf(noQemu)('a QEMU process (skipped where QEMU is not installed)', () => {
   let qemu: QemuProcess;
   beforeEach(async () => {
     qemu = await QemuProcess.start({ program: 'qemu-system-x86_64', args: ['-M', 'none'] });
@@ -165,7 +165,7 @@ describe.skipIf(noQemu)('a QEMU process', () => {
   });
 });
 
-describe.skipIf(noQemu)('starting QEMU', () => {
+describe.skipIf(noQemu)('starting QEMU (skipped where it is not installed)', () => {
   it('fails with what QEMU said', async () => {
     const start = QemuProcess.start({ program: 'qemu-system-x86_64', args: ['-M', 'no-such-machine'] });
     await expect(start).rejects.toMatchObject({
