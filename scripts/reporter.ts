@@ -34,7 +34,7 @@ export default class SummaryReporter implements Reporter {
     this.#timer = setInterval(() => this.#showProgress(), PROGRESS_MS);
   }
 
-  onTestModuleQueued(module: TestModule): void {
+  onTestModuleStart(module: TestModule): void {
     this.#running.set(module, performance.now());
   }
 
