@@ -109,7 +109,7 @@ const STEPS: readonly GuestStep[] = [
     { when, act: 'stats', as: when },
     { when, ...GO },
   ]),
-  { when: 'server: up', act: 'fetch', url: 'http://127.0.0.1:8080/', as: 'guest' },
+  { when: 'server: up', act: 'fetch', url: 'http://127.0.0.1:8082/', as: 'guest' },
   { when: 'server: up', ...GO },
 ];
 
@@ -169,7 +169,7 @@ async function plan(transport: (typeof TRANSPORTS)[number]): Promise<GuestPlan> 
       rng: true,
       cpus: 2,
       drives: [{ path: path(`data-${transport}.img`), serial: 'DISK-0042' }, { path: path(`root-${transport}.img`) }],
-      net: [{ type: 'user', forwards: ['8080:80'] }],
+      net: [{ type: 'user', forwards: ['8082:80'] }],
       devices: [
         { module: example('thermometer'), config: { celsius: [-7] }, mmio: { base: 0xd8000000, sizeBytes: 2 } },
         { module: example('dice'), id: 'dice', config: { sides: 6 }, virtio: true },
