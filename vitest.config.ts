@@ -27,17 +27,18 @@ export default defineConfig({
   },
   test: {
     pool: 'forks',
-    testTimeout: 30_000,
     // Limits end a hang, on the slowest machine too; no test is about them.
-    expect: { poll: { timeout: 25_000 } },
+    testTimeout: 300_000,
+    hookTimeout: 120_000,
+    expect: { poll: { timeout: 60_000 } },
     maxWorkers: '100%',
     projects: [
       // Of sources alone, which need no build.
       project('unit', { globalSetup: [] }),
       project('kvm'),
-      project('lifetime', { testTimeout: 120_000 }),
-      project('hostile', { testTimeout: 120_000 }),
-      project('package', { testTimeout: 300_000 }),
+      project('lifetime'),
+      project('hostile'),
+      project('package'),
       // The nested host has two processors, and its guests one each.
       project('linux', nested(2, 1)),
       project('linux-long', nested(1, 2)),

@@ -9,7 +9,7 @@ import type { VirtioMmio } from '../../src/virtio/transport/mmio.js';
 import { INTERRUPT_CONFIG_CHANGE, INTERRUPT_USED_BUFFER } from '../../src/virtio/defs.js';
 import { MappedMmio } from './mapped-mmio.js';
 
-const ANSWER_TIMEOUT_MS = 20_000;
+const ANSWER_TIMEOUT_MS = 60_000;
 
 export class ExternalGuest {
   readonly ram: GuestRam;
@@ -85,7 +85,7 @@ export class ExternalGuest {
   }
 }
 
-export async function until(condition: () => boolean, timeoutMs = 20_000): Promise<void> {
+export async function until(condition: () => boolean, timeoutMs = 60_000): Promise<void> {
   const deadline = performance.now() + timeoutMs;
   while (!condition()) {
     if (performance.now() > deadline) throw new Error(`${condition.toString()}: not after ${timeoutMs} ms`);

@@ -60,7 +60,7 @@ export class NetGuest {
   }
 
   /** The next frame that fits, past those that do not. Rejects after `timeoutMs`. */
-  async next(fits: (received: ReceivedFrame) => boolean, timeoutMs = 5_000): Promise<ReceivedFrame> {
+  async next(fits: (received: ReceivedFrame) => boolean, timeoutMs = 60_000): Promise<ReceivedFrame> {
     for (const endMs = performance.now() + timeoutMs; performance.now() < endMs;) {
       for (let received; (received = this.#received.shift());) if (fits(received)) return received;
       await new Promise((done) => setTimeout(done, 2));
