@@ -328,7 +328,10 @@ describe.each(['kvm', 'tcg'] as const)('a MicroVM under %s', (accel) => {
       // More than 1,514 bytes on average, with an acknowledgement for every frame from the other side.
       expect(bytes / frames).toBeGreaterThan(1514);
     }
-    expect(left.received.frames).toBe(right.transmitted.frames);
+    // None is dropped; the last ones may be on their way when the counters are read.
+    expect(left.received.dropped).toEqual({});
+    expect(left.received.bytes).toBeGreaterThan(MIB / 2);
+    expect(left.received.frames).toBeLessThanOrEqual(right.transmitted.frames);
   });
 
   it('loses the link of a network that broke down, which is reported', () => {
