@@ -3,7 +3,7 @@ import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { text } from 'node:stream/consumers';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, onTestFinished } from 'vitest';
 import { NestedHost } from '../../scripts/nested/host.js';
 import { runNested } from '../support/nested.js';
 
@@ -128,10 +128,14 @@ describe('npm run nested', () => {
 
   it('leaves no process behind after SIGKILL', async () => {
     const child = nested('true');
-    // Before it is QEMU, it is a program that ties QEMU's life to its parent's.
-    const isQemu = (pid: number) => readProc(String(pid), 'comm').startsWith('qemu-system');
-    await expect.poll(() => children(child.pid).some(isQemu), HANG).toBe(true);
+    await expect.poll(() => children(child.pid), HANG).toHaveLength(1);
     const [qemu] = children(child.pid);
+    // Before it is QEMU, it is the programs that tie QEMU's life to its parent's.
+    const isQemu = () => readProc(String(qemu), 'comm').startsWith('qemu-system') && isRunning(qemu);
+    await expect.poll(isQemu, HANG).toBe(true);
+    // Stopped, it cannot end by itself: the kernel has to end it.
+    process.kill(qemu, 'SIGSTOP');
+    onTestFinished(() => void (isRunning(qemu) && process.kill(qemu, 'SIGKILL')));
     child.kill('SIGKILL');
     await once(child, 'close');
     await expect.poll(() => isRunning(qemu), HANG).toBe(false);
@@ -142,14 +146,14 @@ describe('npm run nested', () => {
   });
 });
 
-/** QEMU processes that are children of a process, this one by default. */
+/** QEMU processes with a machine that are children of a process, this one by default. */
 function children(parent = process.pid): number[] {
   return readdirSync('/proc')
     .filter((name) => /^\d+$/.test(name))
     .filter((pid) => {
       const stat = readProc(pid, 'stat');
       const afterName = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-      return Number(afterName[1]) === parent && readProc(pid, 'cmdline').includes('qemu-system');
+      return Number(afterName[1]) === parent && /qemu-system.*-machine/.test(readProc(pid, 'cmdline'));
     })
     .map(Number);
 }
